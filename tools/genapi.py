@@ -128,6 +128,19 @@ def _method(method: Any) -> Method:
 )
 
 
+STUB_HEAD = (
+    HEADER
+    + """
+from collections import abc as _abc
+
+from google.protobuf import message as _message
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.internal import containers as _containers
+
+"""
+)
+
+
 def module_of(package: str) -> str:
     if package in MODULES:
         return MODULES[package]
@@ -207,11 +220,18 @@ class Stub:
         if entry is not None:
             key, value = self.single(entry.field[0]), self.single(entry.field[1])
             if entry.field[1].type == Field.TYPE_MESSAGE:
-                return f"_Map[{key}, {value}]", f"_abc.Mapping[{key}, {value}] | None"
-            return f"_abc.MutableMapping[{key}, {value}]", f"_abc.Mapping[{key}, {value}] | None"
+                return (
+                    f"_containers.MessageMap[{key}, {value}]",
+                    f"_abc.Mapping[{key}, {value}] | None",
+                )
+            return f"_containers.ScalarMap[{key}, {value}]", f"_abc.Mapping[{key}, {value}] | None"
         one = self.single(field)
         if field.label == Field.LABEL_REPEATED:
-            kind = "_Messages" if field.type == Field.TYPE_MESSAGE else "_abc.MutableSequence"
+            kind = (
+                "_containers.RepeatedCompositeFieldContainer"
+                if field.type == Field.TYPE_MESSAGE
+                else "_containers.RepeatedScalarFieldContainer"
+            )
             return f"{kind}[{one}]", f"_abc.Iterable[{one}] | None"
         return one, f"{one} | None"
 
@@ -253,17 +273,10 @@ class Stub:
         for message in self.file.message_type:
             self.message(message)
         self.out += [f"{service.name}: Service\n" for service in self.file.service]
-        head = (
-            HEADER
-            + "from collections import abc as _abc\nfrom typing import TypeVar as _TypeVar\n\n"
+        head = STUB_HEAD + "".join(
+            f"from cradled.api import {m} as {m}\n" for m in sorted(self.used)
         )
-        head += "from google.protobuf import message as _message\nfrom google.protobuf.descriptor import FileDescriptor\n\n"
-        head += "".join(f"from cradled.api import {m} as {m}\n" for m in sorted(self.used))
-        head += 'from cradled.api.pool import Service\n\nDESCRIPTOR: FileDescriptor\n_T = _TypeVar("_T")\n_K = _TypeVar("_K")\n\n'
-        head += "class _Messages(_abc.MutableSequence[_T]):\n    def add(self, **kwargs: object) -> _T: ...\n\n"
-        head += (
-            "class _Map(_abc.Mapping[_K, _T]):\n    def get_or_create(self, key: _K) -> _T: ...\n\n"
-        )
+        head += "from cradled.api.pool import Service\n\nDESCRIPTOR: FileDescriptor\n\n"
         return head + "".join(self.out)
 
 

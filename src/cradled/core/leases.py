@@ -9,7 +9,7 @@ from cradled.core.values import Labels
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """``created_at`` in nanoseconds since the epoch; expiry is the label ``containerd.io/gc.expire``."""
+    """``created_at`` is in nanoseconds; expiry is the label ``containerd.io/gc.expire``."""
 
     id: str
     created_at: int = 0
