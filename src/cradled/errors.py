@@ -9,17 +9,22 @@ from __future__ import annotations
 
 
 class Error(Exception):
-    """Base of all domain errors; an instance of just this class has no class text (UNKNOWN)."""
+    """Base of all domain errors; an instance of just this class has no class text (UNKNOWN).
+
+    ``verbatim``: ``what`` is the whole text; a few texts of the reference lack the class text
+    (``task x not found``).
+    """
 
     text = ""
 
-    def __init__(self, what: str = "") -> None:
+    def __init__(self, what: str = "", *, verbatim: bool = False) -> None:
         super().__init__(what)
         self.what = what
+        self.verbatim = verbatim
 
     def __str__(self) -> str:
         what, text = self.what, self.text
-        if not text or what == text or what.endswith(": " + text):
+        if self.verbatim or not text or what == text or what.endswith(": " + text):
             return what
         return f"{what}: {text}" if what else text
 
