@@ -1,0 +1,52 @@
+"""Blocking. Files and directories that are whole or absent, whenever the power goes."""
+
+from __future__ import annotations
+
+import os
+
+from cradled.linux import libc
+
+
+def atomic_write(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
+    """Put a file in place at once; with ``sync`` it is durable when this returns.
+
+    Leaves ``<path>.tmp`` behind when the process dies in between; the next write replaces it.
+    """
+    temporary = path + ".tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        write_all(fd, data)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    if sync:
+        sync_directory(os.path.dirname(path) or ".")
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    """Write everything, however many calls it takes."""
+    written = os.write(fd, data)
+    if written < len(data):
+        view = memoryview(data)
+        while written < len(view):
+            written += os.write(fd, view[written:])
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(path: str) -> None:
+    """Make everything durable on the file system that holds ``path``."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.syncfs(fd)
+    finally:
+        os.close(fd)

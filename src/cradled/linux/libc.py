@@ -1,0 +1,105 @@
+"""Blocking. Calls into the C library and the kernel that Python's ``os`` does not have.
+
+The one module that imports ctypes, and only at the first call: the shim imports this before it is
+forked and may never need it. ``load`` pays for it early, where a process is going to be copied.
+
+Every failure is an OSError with the errno and, where the caller names one, the path.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Numbers above 402 are the same on every architecture Linux runs on (alpha apart).
+SYS_OPEN_TREE = 428
+SYS_MOVE_MOUNT = 429
+SYS_FSOPEN = 430
+SYS_FSCONFIG = 431
+SYS_FSMOUNT = 432
+SYS_FSPICK = 433
+SYS_CLOSE_RANGE = 436
+SYS_OPENAT2 = 437
+SYS_PIDFD_GETFD = 438
+SYS_MOUNT_SETATTR = 442
+
+_library: Any = None
+
+
+def load() -> Any:
+    """The C library; ctypes is imported by the first call."""
+    global _library
+    if _library is None:
+        import ctypes
+
+        library = ctypes.CDLL(None, use_errno=True)
+        library.syscall.restype = ctypes.c_long
+        _library = library
+    return _library
+
+
+def call(name: str, *args: int | bytes | Any, path: str | bytes | None = None) -> int:
+    """Call a function of the C library that returns -1 and sets errno when it fails.
+
+    Arguments are ints (passed as long), bytes, None for a null pointer, or ctypes objects.
+    """
+    import ctypes
+
+    library = load()
+    arguments = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+    result: int = getattr(library, name)(*arguments)
+    if result == -1:
+        error = ctypes.get_errno()
+        if path is None:
+            raise OSError(error, f"{name}: {os.strerror(error)}")
+        raise OSError(error, os.strerror(error), path)
+    return result
+
+
+def syscall(number: int, *args: int | bytes | Any, path: str | bytes | None = None) -> int:
+    """Call the kernel by number; arguments and failure as for ``call``."""
+    return call("syscall", number, *args, path=path)
+
+
+def buffer(data: bytes) -> Any:
+    """Writable memory with these bytes, for structures that the kernel reads or fills."""
+    import ctypes
+
+    return ctypes.create_string_buffer(data, len(data))
+
+
+def prctl(option: int, value: int = 0) -> int:
+    """``prctl(option, value, 0, 0, 0)``."""
+    return call("prctl", option, value, 0, 0, 0)
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces (CLONE_NEW*) or shared state (CLONE_FS) named by ``flags``."""
+    call("unshare", flags)
+
+
+def setns(fd: int, kind: int = 0) -> None:
+    """Enter the namespace that ``fd`` refers to."""
+    call("setns", fd, kind)
+
+
+def syncfs(fd: int) -> None:
+    """Write out all of the file system that ``fd`` lies on; returns when it is durable."""
+    call("syncfs", fd)
+
+
+def openat2(directory: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
+    """Open below a directory under the rules of ``resolve`` (RESOLVE_*)."""
+    how = b"".join(value.to_bytes(8, "little") for value in (flags | os.O_CLOEXEC, mode, resolve))
+    name = os.fsencode(path)
+    return syscall(SYS_OPENAT2, directory, name, buffer(how), len(how), path=path)
+
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10

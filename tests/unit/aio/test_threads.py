@@ -1,0 +1,104 @@
+"""The thread pools: results, errors, cancellation, size, closing."""
+# ruff: noqa: ASYNC110 - what is waited for happens in threads
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cradled.aio import threads
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    threads.close()
+    assert {t for t in threading.enumerate() if t.name.startswith("cradled-")} <= before
+
+
+async def test_result_and_error_come_back() -> None:
+    assert await threads.run("fs", divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await threads.run("fs", divmod, 7, 0)
+
+
+async def test_threads_start_as_needed_and_not_more() -> None:
+    gate = threading.Event()
+    names: set[str] = set()
+
+    def wait() -> None:
+        names.add(threading.current_thread().name)
+        gate.wait()
+
+    jobs = [asyncio.ensure_future(threads.run("mount", wait)) for _ in range(20)]
+    while len(names) < threads.SIZES["mount"]:
+        await asyncio.sleep(0)
+    assert len(threads.operations()) == threads.SIZES["mount"]
+    assert threads.operations()[0].pool == "mount"
+    assert threads.operations()[0].name.endswith("wait")
+    gate.set()
+    await asyncio.gather(*jobs)
+    assert len(names) == threads.SIZES["mount"]
+    assert threads.operations() == []
+
+
+async def test_cancelling_waits_for_what_was_begun() -> None:
+    started, gate = threading.Event(), threading.Event()
+    log = []
+
+    def work() -> None:
+        started.set()
+        gate.wait()
+        log.append("worked")
+
+    async def caller() -> None:
+        try:
+            await threads.run("fs", work)
+        finally:
+            log.append("released")
+
+    task = asyncio.ensure_future(caller())
+    while not started.is_set():
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert log == ["worked", "released"]
+
+
+async def test_cancelling_withdraws_what_was_not_begun() -> None:
+    gate = threading.Event()
+    busy = [
+        asyncio.ensure_future(threads.run("mount", gate.wait))
+        for _ in range(threads.SIZES["mount"])
+    ]
+    while len(threads.operations()) < threads.SIZES["mount"]:
+        await asyncio.sleep(0)
+    ran = threading.Event()
+    waiting = asyncio.ensure_future(threads.run("mount", ran.set))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    gate.set()
+    await asyncio.gather(*busy)
+    await threads.run("mount", int)
+    assert not ran.is_set()
+
+
+async def test_a_pool_works_again_after_close() -> None:
+    await threads.run("fs", int)
+    threads.close()
+    assert await threads.run("fs", int, "3") == 3
+
+
+def test_a_pool_serves_one_loop_after_the_other() -> None:
+    for number in range(3):
+        assert asyncio.run(threads.run("fs", int, str(number))) == number
