@@ -1,0 +1,45 @@
+"""Fixtures of the interop tests: a daemon per module, an image in it, nothing left behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.daemon import Daemon
+from harness.images import busybox_image
+
+IMAGE = "docker.io/library/busybox:test"
+
+
+@pytest.fixture(scope="session")
+def image_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OCI layout of busybox in two layers."""
+    return busybox_image(IMAGE).write_oci_layout(tmp_path_factory.mktemp("image") / "busybox.tar")
+
+
+@pytest.fixture(scope="module")
+def empty_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A running daemon with nothing in it."""
+    directory = tmp_path_factory.mktemp("d")
+    daemon = Daemon(directory)
+    daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.destroy()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def module_daemon(empty_daemon: Daemon, image_tar: Path) -> Daemon:
+    empty_daemon.ctr("images", "import", str(image_tar))
+    return empty_daemon
+
+
+@pytest.fixture
+def daemon(module_daemon: Daemon) -> Iterator[Daemon]:
+    """The module's daemon with the image; the test's containers are removed after it."""
+    yield module_daemon
+    module_daemon.remove_containers()
