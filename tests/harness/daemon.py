@@ -121,8 +121,8 @@ class Daemon:
         done = subprocess.run(self.ctr_command(*args), capture_output=True, timeout=timeout,
             input=input, env={**self.env, **(env or {})}, check=False,
             stdin=None if input is not None else subprocess.DEVNULL)  # fmt: skip
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(errors="replace"),
-            done.stderr.decode(errors="replace"))  # fmt: skip
+        out, err = (data.decode(errors="replace") for data in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def ctr(self, *args: str, input: bytes | None = None, timeout: float = 60) -> str:
         """Run ctr, which must succeed; its standard output."""

@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 BUSYBOX = "/bin/busybox"
@@ -63,7 +64,7 @@ class TestImage:
     name: str
     layers: Sequence[bytes]
     config: dict[str, object] = field(default_factory=dict)
-    compress: Callable[[bytes], bytes] = staticmethod(lambda data: gzip.compress(data, 1, mtime=0))
+    compress: Callable[[bytes], bytes] = partial(gzip.compress, compresslevel=1, mtime=0)
     suffix: str = "+gzip"
 
     def config_blob(self) -> bytes:

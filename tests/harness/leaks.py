@@ -93,7 +93,7 @@ def is_empty_parent(path: str, mark: str) -> bool:
 
 
 def assert_settled(mark: str, directory: str, patience: float = 10.0) -> None:
-    """Fail when something is still there after ``patience`` seconds; returns as soon as it is not."""
+    """Return once nothing is left; fail when ``patience`` seconds do not get there."""
     deadline = time.monotonic() + patience
     while left := remains(mark, directory):
         if time.monotonic() > deadline:

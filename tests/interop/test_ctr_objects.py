@@ -21,9 +21,10 @@ def test_version(daemon: Daemon) -> None:
 
 def test_plugins(daemon: Daemon) -> None:
     listed = {tuple(row[:2]): row[-1] for row in rows(daemon.ctr("plugins", "ls"))}
-    for key in (("io.containerd.content.v1", "content"), ("io.containerd.snapshotter.v1", "overlayfs"),
-                ("io.containerd.metadata.v1", "bolt"), ("io.containerd.gc.v1", "scheduler")):  # fmt: skip
-        assert listed[key] == "ok"
+    for key in ("content.v1 content", "snapshotter.v1 overlayfs", "metadata.v1 bolt",
+                "gc.v1 scheduler", "runtime.v2 task"):  # fmt: skip
+        kind, name = key.split()
+        assert listed["io.containerd." + kind, name] == "ok"
     assert (
         not {key for key, state in listed.items() if state == "error"}
         or daemon.kind == "containerd"

@@ -157,8 +157,8 @@ def test_exec_in_a_terminal(daemon: Daemon) -> None:
 
 
 def test_run_in_a_terminal(daemon: Daemon) -> None:
-    out = in_terminal(daemon, "run", "--rm", "-t", IMAGE, "c1", "sh", "-c",
-                      "tty; for i in $(seq 50); do stty size | grep -q '31 97' && stty size && break; sleep 0.1; done")  # fmt: skip
+    script = "tty; until stty size | grep '31 97'; do sleep 0.1; done"
+    out = in_terminal(daemon, "run", "--rm", "-t", IMAGE, "c1", "sh", "-c", script)
     assert "/dev/pts/" in out
     assert "31 97" in out
 
@@ -272,10 +272,15 @@ def test_events(daemon: Daemon) -> None:
 @pytest.mark.parametrize("count", [10])
 def test_many_at_once(daemon: Daemon, count: int) -> None:
     runs = [
-        subprocess.Popen(daemon.ctr_command("run", "--rm", IMAGE, f"m{n}", "sh", "-c", f"echo {n}; exit {n}"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=daemon.env)
+        subprocess.Popen(
+            daemon.ctr_command("run", "--rm", IMAGE, f"m{n}", "sh", "-c", f"echo {n}; exit {n}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env=daemon.env,
+        )
         for n in range(count)
-    ]  # fmt: skip
+    ]
     for n, process in enumerate(runs):
         out, err = process.communicate(timeout=60)
         assert (out.decode(), process.returncode) == (f"{n}\n", n), err
