@@ -9,7 +9,6 @@ import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 BUSYBOX = "/bin/busybox"
@@ -55,6 +54,10 @@ class LayerTar:
         return self._buffer.getvalue()
 
 
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, 1, mtime=0)
+
+
 @dataclass
 class TestImage:
     """Layers (uncompressed tars, bottom first) and a config, ready to be packed."""
@@ -64,7 +67,7 @@ class TestImage:
     name: str
     layers: Sequence[bytes]
     config: dict[str, object] = field(default_factory=dict)
-    compress: Callable[[bytes], bytes] = partial(gzip.compress, compresslevel=1, mtime=0)
+    compress: Callable[[bytes], bytes] = field(default=_gzip)
     suffix: str = "+gzip"
 
     def config_blob(self) -> bytes:
