@@ -1,0 +1,60 @@
+"""``python -m bench``: the workloads on both daemons, one run, a table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.report import Report
+from bench.workloads import WORKLOADS, Bench
+
+
+async def run(args: argparse.Namespace) -> Report:
+    report = Report()
+    work = Path(tempfile.mkdtemp(prefix="cradled-bench-", dir=args.work))
+    try:
+        for name in args.workloads.split(","):
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            bench = Bench(work, args.only.split(","), report, args.rounds, args.image)
+            try:
+                await WORKLOADS[name](bench)
+            finally:
+                await bench.down()
+            report.save(args.out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").strip())
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="comma list")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", default="containerd,cradled", help="daemons, comma list")
+    parser.add_argument("--image", type=Path, help="OCI layout tar for the unpack workload")
+    parser.add_argument("--work", default="/var/tmp", help="scratch, not on tmpfs")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/latest.json"))
+    args = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("containers need root")
+    try:
+        import uvloop
+    except ImportError:
+        report = asyncio.run(run(args))
+    else:
+        report = uvloop.run(run(args))
+    print(
+        f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}\n"
+    )
+    print(report.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
