@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,29 +38,21 @@ async def run(pool: str, function: Callable[P, T], *args: P.args, **kwargs: P.kw
     A call that was begun is always waited for, so what it uses (descriptors, buffers) may be
     released after this returns; only then is a cancellation delivered.
     """
-    job = _Job(function, args, kwargs, asyncio.get_running_loop())
-    _pool(pool).submit(job)
-    cancelled: asyncio.CancelledError | None = None
-    while not job.finished:
-        job.waiter = job.loop.create_future()
-        try:
-            await job.waiter
-        except asyncio.CancelledError as error:
-            if job.claim.acquire(blocking=False):  # no thread has it yet: withdrawn
-                raise
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    if job.error is not None:
-        raise job.error
-    return job.result  # type: ignore[no-any-return]
+    return await begin(pool, function, *args, **kwargs).result()
+
+
+def begin(pool: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
+    """As ``run``, without waiting yet: the caller goes on and asks for ``result()`` later."""
+    call = Call(functools.partial(function, *args, **kwargs), asyncio.get_running_loop())
+    _pool(pool).submit(call)
+    return call
 
 
 def operations() -> list[Operation]:
     """What runs now, in all pools."""
     now = time.monotonic()
-    running = [(pool.name, job) for pool in _pools.values() for job in list(pool.running)]
-    return [Operation(pool, job.name, now - job.started) for pool, job in running]
+    running = [(pool.name, call) for pool in _pools.values() for call in list(pool.running)]
+    return [Operation(pool, call.name, now - call.started) for pool, call in running]
 
 
 def close() -> None:
@@ -75,59 +68,84 @@ def _pool(name: str) -> _Pool:
     return pool
 
 
-class _Job:
+class Call(Generic[T]):
+    """A function on its way through a pool."""
+
     __slots__ = (
-        "args", "claim", "error", "finished", "function", "kwargs", "loop", "result", "started",
-        "waiter",
+        "_error",
+        "_function",
+        "_loop",
+        "_value",
+        "_waiter",
+        "claim",
+        "finished",
+        "started",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-        self.loop = loop
-        self.claim = threading.Lock()  # held by the one who may decide the job's fate
-        self.waiter: asyncio.Future[None] | None = None
+    def __init__(self, function: functools.partial[T], loop: asyncio.AbstractEventLoop, /) -> None:
+        self.claim = threading.Lock()  # held by the one who may decide the call's fate
         self.finished = False
         self.started = 0.0
-        self.result: Any = None
-        self.error: BaseException | None = None
+        self._function = function
+        self._loop = loop
+        self._waiter: asyncio.Future[None] | None = None
+        self._value: T | None = None
+        self._error: BaseException | None = None
 
     @property
     def name(self) -> str:
-        return getattr(self.function, "__qualname__", repr(self.function))
+        function = self._function.func
+        return getattr(function, "__qualname__", repr(function))
+
+    async def result(self) -> T:
+        """What the function returned or raised; one task at a time may ask."""
+        cancelled: asyncio.CancelledError | None = None
+        while not self.finished:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError as error:
+                if self.claim.acquire(blocking=False):  # no thread has it yet: withdrawn
+                    raise
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
 
     def __call__(self) -> None:
+        """In a thread of the pool."""
+        if not self.claim.acquire(blocking=False):
+            return
         self.started = time.monotonic()
         try:
-            self.result = self.function(*self.args, **self.kwargs)
-        except BaseException as error:  # raised where the job was submitted
-            self.error = error
+            self._value = self._function()
+        except BaseException as error:  # raised where the call was made
+            self._error = error
 
-    def finish(self) -> None:
-        """On the loop's thread: wake who waits."""
+    def wake(self) -> None:
+        """In a thread of the pool, after the call."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._finish)
+
+    def _finish(self) -> None:
         self.finished = True
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class _Pool:
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        self.running: set[_Job] = set()
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self.running: set[Call[Any]] = set()
+        self._queue: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._load = 0
 
-    def submit(self, job: _Job) -> None:
+    def submit(self, call: Call[Any]) -> None:
         with self._lock:
             self._load += 1
             if self._load > len(self._threads) < self.size:
@@ -136,7 +154,7 @@ class _Pool:
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
                 self._threads.append(thread)
                 thread.start()
-        self._queue.put(job)
+        self._queue.put(call)
 
     def close(self) -> None:
         for _ in self._threads:
@@ -145,13 +163,11 @@ class _Pool:
             thread.join()
 
     def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
-            if job.claim.acquire(blocking=False):
-                self.running.add(job)
-                job()
-                self.running.discard(job)
+        while (call := self._queue.get()) is not None:
+            self.running.add(call)
+            call()
+            self.running.discard(call)
             with self._lock:
                 self._load -= 1
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                job.loop.call_soon_threadsafe(job.finish)
-            del job  # no reference to arguments or result while idle
+            call.wake()
+            del call  # no reference to arguments or result while idle

@@ -26,6 +26,15 @@ SYS_OPENAT2 = 437
 SYS_PIDFD_GETFD = 438
 SYS_MOUNT_SETATTR = 442
 
+AT_FDCWD = -100
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+RESOLVE_CACHED = 0x20
+
 _library: Any = None
 
 
@@ -91,15 +100,19 @@ def syncfs(fd: int) -> None:
     call("syncfs", fd)
 
 
+def rename_exclusive(source: str, target: str) -> None:
+    """Rename, unless ``target`` exists: FileExistsError."""
+    names = os.fsencode(source), os.fsencode(target)
+    call("renameat2", AT_FDCWD, names[0], AT_FDCWD, names[1], 1, path=target)  # RENAME_NOREPLACE
+
+
+def start_writeback(fd: int, offset: int, length: int) -> None:
+    """Have the kernel begin to write out these bytes; a later fsync has less to wait for."""
+    call("sync_file_range", fd, offset, length, 2)  # SYNC_FILE_RANGE_WRITE
+
+
 def openat2(directory: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """Open below a directory under the rules of ``resolve`` (RESOLVE_*)."""
     how = b"".join(value.to_bytes(8, "little") for value in (flags | os.O_CLOEXEC, mode, resolve))
     name = os.fsencode(path)
     return syscall(SYS_OPENAT2, directory, name, buffer(how), len(how), path=path)
-
-
-RESOLVE_NO_XDEV = 0x01
-RESOLVE_NO_MAGICLINKS = 0x02
-RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_BENEATH = 0x08
-RESOLVE_IN_ROOT = 0x10

@@ -108,7 +108,6 @@ _FSCONFIG_CMD_CREATE = 6
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
-_AT_FDCWD = -100
 # Flags of the mount as fsmount takes them; those of the file system go to fsconfig as words.
 _ATTRIBUTES = {
     MS_RDONLY: 0x1,
@@ -342,7 +341,7 @@ def _mount_by_layers(
     attributes = sum(bit for flag, bit in _ATTRIBUTES.items() if flags & flag)
     made = libc.syscall(libc.SYS_FSMOUNT, fs, _FSMOUNT_CLOEXEC, attributes, path=target)
     opened.append(made)
-    where = (made, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+    where = (made, b"", libc.AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
     libc.syscall(libc.SYS_MOVE_MOUNT, *where, path=target)
 
 
