@@ -1,0 +1,294 @@
+"""Async. The metadata engine: SQLite in WAL mode, one writer thread, group commit.
+
+A *command* is a plain function of a ``Transaction``, free of side effects outside it. The writer
+takes all waiting commands, for at most 5 ms, runs them one after the other in one SQLite
+transaction and commits once: one fsync serves them all. Each command is atomic. Errors nearly
+always come before a command's first change, so a batch first runs without savepoints; when one
+command fails half-way, the batch is rolled back and run again with a savepoint around each.
+
+What a command returned or raised reaches its caller only after the commit is durable, in commit
+order; its events are published before that. A failed commit fails all commands of its batch.
+Reads use a connection of the loop's thread and never wait for the writer; who awaited a write
+sees it.
+
+On disk: ``<path>``, ``<path>-wal``, ``<path>-shm``, as SQLite defines them. After a crash SQLite
+replays the valid frames of the log; nothing else is left over. The log's file is filled with zeros
+ahead of its use and used again after each checkpoint, so that a commit overwrites blocks the file
+has already and costs the disk no journal entry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from cradled import failpoints
+from cradled.core.events import Envelope, Publisher
+from cradled.errors import Internal, ResourceExhausted
+from cradled.metadata import migrations
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Node = tuple[str, str]  # namespace, key of an object in the graph that gc walks
+
+BATCH_SECONDS = 0.005
+LOG_BYTES = 4 << 20
+CHECKPOINT_CHANGES = 512  # rows changed between checkpoints: about LOG_BYTES of log
+
+
+class Transaction:
+    """What a command works on; only valid while the command runs."""
+
+    __slots__ = ("_touched", "events", "execute", "executemany")
+
+    def __init__(self, connection: sqlite3.Connection, touched: set[Node] | None) -> None:
+        self.execute = connection.execute
+        self.executemany = connection.executemany
+        self.events: list[Envelope] = []
+        self._touched = touched
+
+    def one(self, sql: str, parameters: Sequence[Any] = ()) -> Row | None:
+        """The first row, or None."""
+        row: Row | None = self.execute(sql, parameters).fetchone()
+        return row
+
+    def emit(self, namespace: str, event: tuple[str, Any]) -> None:
+        """Publish (topic, value) once this transaction is durable."""
+        topic, value = event
+        self.events.append(Envelope(time.time_ns(), namespace, topic, value))
+
+    def touch(self, namespace: str, node: str) -> None:
+        """Tell a running collection that this object was made, changed or referred to anew."""
+        if self._touched is not None:
+            self._touched.add((namespace, node))
+
+    def touched(self) -> bool:
+        """Whether anything was touched that the running collection has not looked at yet."""
+        return bool(self._touched)
+
+
+class _Job(Generic[T]):
+    __slots__ = ("command", "error", "events", "future", "result")
+
+    def __init__(self, command: Callable[[Transaction], T], future: asyncio.Future[T]) -> None:
+        self.command = command
+        self.future = future
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self.events: list[Envelope] = []
+
+    def deliver(self) -> None:
+        if self.future.done():  # the caller was cancelled meanwhile
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)  # type: ignore[arg-type]
+
+
+class Engine:
+    """One database file, used by one process and one event loop."""
+
+    def __init__(self, path: str, publisher: Publisher | None) -> None:
+        self.path = path
+        self._publisher = publisher
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._ended = self._loop.create_future()
+        self._touched: set[Node] | None = None
+        self._changes = 0
+        self._closing = False
+        self._writer = _connect(path)
+        migrations.apply(self._writer)
+        self._reader = self.reader()
+        self._thread = threading.Thread(
+            target=self._write_forever, name="metadata-writer", daemon=True
+        )
+        self._thread.start()
+
+    async def run(self, command: Callable[[Transaction], T]) -> T:
+        """Run a command in the next batch; returns its result once it is durable.
+
+        Raises what the command raised, or Internal or ResourceExhausted when the commit failed.
+        A caller that is cancelled cannot know whether the command ran.
+        """
+        if self._closing:
+            raise Internal("metadata is closed")
+        job: _Job[T] = _Job(command, self._loop.create_future())
+        self._queue.put(job)
+        return await job.future
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """All rows of a read, from the latest durable state."""
+        return self._reader.execute(sql, parameters).fetchall()
+
+    def one(self, sql: str, parameters: Sequence[Any] = ()) -> Row | None:
+        """The first row of a read, or None."""
+        row: Row | None = self._reader.execute(sql, parameters).fetchone()
+        return row
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Reads within the block see one state. No await inside."""
+        self._reader.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._reader.execute("COMMIT")
+
+    def reader(self) -> sqlite3.Connection:
+        """One more connection for reading, owned by the caller and its thread."""
+        connection = _connect(self.path)
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    def start_touching(self) -> None:
+        """From the commands run from now on, note the nodes they touch (see metadata.gc)."""
+        self._touched = set()
+
+    def take_touched(self) -> set[Node]:
+        """The nodes touched since the last call."""
+        taken: set[Node] = set()
+        if self._touched is not None:
+            while self._touched:
+                taken.add(self._touched.pop())
+        return taken
+
+    def stop_touching(self) -> None:
+        self._touched = None
+
+    async def aclose(self) -> None:
+        """Run what waits, then close the file. Idempotent."""
+        if not self._closing:
+            self._closing = True
+            self._queue.put(None)
+        await asyncio.shield(self._ended)
+        self._thread.join()
+        self._reader.close()
+
+    # The writer's thread.
+
+    def _write_forever(self) -> None:
+        _fill_log(f"{self.path}-wal")
+        while (job := self._queue.get()) is not None:
+            batch, last = self._write(job)
+            self._loop.call_soon_threadsafe(self._deliver, batch)
+            del job, batch
+            if last:
+                break
+            if self._changes >= CHECKPOINT_CHANGES:
+                self._checkpoint()
+        self._writer.close()
+        self._loop.call_soon_threadsafe(self._ended.set_result, None)
+
+    def _write(self, job: _Job[Any]) -> tuple[list[_Job[Any]], bool]:
+        """Commit one batch that begins with this job; also tells whether the end was seen."""
+        batch, last, changes = [job], False, self._writer.total_changes
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            clean = self._attempt(job)
+            deadline = time.monotonic() + BATCH_SECONDS
+            while not last and time.monotonic() < deadline:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    last = True
+                else:
+                    batch.append(following)
+                    clean = clean and self._attempt(following)
+            if not clean:
+                self._writer.execute("ROLLBACK")
+                self._writer.execute("BEGIN IMMEDIATE")
+                for each in batch:
+                    self._attempt_guarded(each)
+            failpoints.hit("metadata.before_commit")
+            self._writer.execute("COMMIT")
+            failpoints.hit("metadata.after_commit")
+        except Exception as error:
+            self._fail(batch, error)
+        self._changes += self._writer.total_changes - changes
+        return batch, last
+
+    def _attempt(self, job: _Job[Any]) -> bool:
+        """Run a command; False when it failed after it had changed something."""
+        transaction = Transaction(self._writer, self._touched)
+        before = self._writer.total_changes
+        try:
+            job.result = job.command(transaction)
+        except Exception as error:
+            job.error = error
+            return self._writer.total_changes == before
+        job.events = transaction.events
+        return True
+
+    def _attempt_guarded(self, job: _Job[Any]) -> None:
+        job.result, job.error, job.events = None, None, []
+        self._writer.execute("SAVEPOINT command")
+        if not self._attempt(job):
+            self._writer.execute("ROLLBACK TO command")
+        self._writer.execute("RELEASE command")
+
+    def _fail(self, batch: list[_Job[Any]], error: Exception) -> None:
+        if self._writer.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        for job in batch:
+            what = f"metadata commit: {error}"
+            job.result, job.events = None, []
+            job.error = ResourceExhausted(what) if full else Internal(what)
+            job.error.__cause__ = error
+
+    def _checkpoint(self) -> None:
+        """Move the log into the database file as far as no reader stands in the way."""
+        with contextlib.suppress(sqlite3.Error):  # the log only grows; the next one tries again
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self._changes = 0
+
+    # The loop's thread again.
+
+    def _deliver(self, batch: list[_Job[Any]]) -> None:
+        if self._publisher is not None:
+            events = [event for job in batch for event in job.events]
+            if events:
+                self._publisher.publish(events)
+        for job in batch:
+            job.deliver()
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=30
+    )
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "wal_autocheckpoint=0",
+        "secure_delete=OFF",
+        "cache_size=-8192",
+        "temp_store=MEMORY",
+    ):
+        connection.execute(f"PRAGMA {pragma}").fetchone()
+    return connection
+
+
+def _fill_log(path: str) -> None:
+    """Extend the log with zeros, which are not valid frames, so that commits need not extend it."""
+    with contextlib.suppress(OSError):  # an optimisation: a full disk is told by the commit
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if size < LOG_BYTES:
+                os.pwrite(fd, bytes(LOG_BYTES - size), size)
+                os.fdatasync(fd)
+        finally:
+            os.close(fd)
