@@ -1,0 +1,7 @@
+"""Pure. What a plugin is made of; the public names of this room."""
+
+from __future__ import annotations
+
+from cradled.plugin.types import InitContext, Plugin, Registration, SkipPlugin
+
+__all__ = ["InitContext", "Plugin", "Registration", "SkipPlugin"]

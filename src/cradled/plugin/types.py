@@ -1,0 +1,122 @@
+"""Pure. Plugins: what is registered, what it is given, what became of it.
+
+Types and ids are those clients know from Introspection and from the configuration file
+(``[plugins."<type>.<id>"]``).
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+CONTENT = "io.containerd.content.v1"
+DIFFER = "io.containerd.differ.v1"
+EVENT = "io.containerd.event.v1"
+GC = "io.containerd.gc.v1"
+GRPC = "io.containerd.grpc.v1"
+IMAGE_VERIFIER = "io.containerd.image-verifier.v1"
+INTERNAL = "io.containerd.internal.v1"
+LEASE = "io.containerd.lease.v1"
+METADATA = "io.containerd.metadata.v1"
+MOUNT_MANAGER = "io.containerd.mount-manager.v1"
+RUNTIME = "io.containerd.runtime.v2"
+SANDBOX_STORE = "io.containerd.sandbox.store.v1"
+SERVER = "io.containerd.server.v1"
+SERVICE = "io.containerd.service.v1"
+SHIM = "io.containerd.shim.v1"
+SNAPSHOTTER = "io.containerd.snapshotter.v1"
+STREAMING = "io.containerd.streaming.v1"
+TASK_MONITOR = "io.containerd.monitor.task.v1"
+TRACING = "io.containerd.tracing.processor.v1"
+TRANSFER = "io.containerd.transfer.v1"
+TTRPC = "io.containerd.ttrpc.v1"
+WARNING = "io.containerd.warning.v1"
+
+
+class SkipPlugin(Exception):
+    """Raised by ``init``: the plugin is not wanted in this configuration; not a failure."""
+
+    def __str__(self) -> str:
+        reason = super().__str__()
+        return f"{reason}: skip plugin" if reason else "skip plugin"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A plugin as its author declares it.
+
+    ``requires`` names types: all plugins of these are there before ``init`` is called, which
+    returns what others ``get``. ``config`` is a dataclass with a default for each key.
+    """
+
+    type: str
+    id: str
+    requires: tuple[str, ...] = ()
+    init: Callable[[InitContext], Awaitable[Any]] | None = None
+    config: builtins.type[Any] | None = None
+    has_platform: bool = False
+
+    @property
+    def uri(self) -> str:
+        """``<type>.<id>``, as in the configuration file."""
+        return f"{self.type}.{self.id}"
+
+
+@dataclass(slots=True)
+class Plugin:
+    """A registered plugin and what became of it; ``error`` is None where all went well."""
+
+    registration: Registration
+    instance: Any = None
+    exports: dict[str, str] = field(default_factory=dict)
+    capabilities: list[str] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def skipped(self) -> bool:
+        return isinstance(self.error, SkipPlugin)
+
+
+@dataclass(slots=True)
+class InitContext:
+    """What ``init`` is given. ``stack`` closes in reverse order when the daemon stops."""
+
+    plugin: Plugin
+    config: Any
+    root_base: str
+    state_base: str
+    stack: AsyncExitStack
+    loaded: Mapping[tuple[str, str], Plugin]
+
+    @property
+    def root(self) -> str:
+        """The plugin's own directory for what survives a reboot (not made yet)."""
+        return os.path.join(self.root_base, self.plugin.registration.uri)
+
+    @property
+    def state(self) -> str:
+        """The plugin's own directory for what does not survive a reboot (not made yet)."""
+        return os.path.join(self.state_base, self.plugin.registration.uri)
+
+    def export(self, key: str, value: str) -> None:
+        """Let clients read a fact through Introspection."""
+        self.plugin.exports[key] = value
+
+    def get(self, type: str, id: str) -> Any:
+        """The instance of a plugin this one requires. Raises LookupError when it is not there."""
+        plugin = self.loaded.get((type, id))
+        if plugin is None or plugin.error is not None:
+            raise LookupError(f"no plugin {type}.{id}")
+        return plugin.instance
+
+    def all(self, type: str) -> dict[str, Any]:
+        """All instances of a type by id."""
+        return {
+            id: plugin.instance
+            for (found, id), plugin in self.loaded.items()
+            if found == type and plugin.error is None
+        }

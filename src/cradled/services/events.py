@@ -1,0 +1,51 @@
+"""Async. Events: publish, forward another daemon's or a shim's, subscribe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from cradled.api import events_service_pb2 as pb
+from cradled.api.types_pb2 import Envelope as EnvelopeMessage
+from cradled.api.wellknown_pb2 import Empty
+from cradled.convert import events as convert
+from cradled.convert.values import any_from_proto
+from cradled.core.events import Envelope
+from cradled.errors import Error, InvalidArgument
+from cradled.events.exchange import Exchange
+from cradled.rpc.call import Call
+from cradled.rpc.service import Encoded
+
+
+class EventsService:
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def publish(self, call: Call, request: pb.PublishRequest) -> Empty:
+        namespace = call.scope().namespace
+        event = any_from_proto(request.event)
+        self._exchange.publish([Envelope(time.time_ns(), namespace, request.topic, event)])
+        return Empty()
+
+    async def forward(self, call: Call, request: pb.ForwardRequest) -> Empty:
+        forward(self._exchange, request.envelope)
+        return Empty()
+
+    async def subscribe(self, call: Call, request: pb.SubscribeRequest) -> AsyncIterator[Encoded]:
+        try:
+            subscription = self._exchange.subscribe(request.filters)
+        except InvalidArgument as error:
+            text = f"subscription error: failed parsing subscription filters: {error}"
+            raise Error(text) from error
+        try:
+            async for envelope in subscription.encoded():
+                yield Encoded(envelope)
+        finally:
+            subscription.close()
+
+
+def forward(exchange: Exchange, message: EnvelopeMessage) -> None:
+    """Hand on a foreign envelope. Raises InvalidArgument for a bad one."""
+    if not message.HasField("timestamp"):
+        raise InvalidArgument("timestamp must be set on forwarded event")
+    exchange.forward(convert.from_proto(message))

@@ -1,0 +1,54 @@
+"""Async. Image records."""
+
+from __future__ import annotations
+
+from cradled.api import images_pb2 as pb
+from cradled.api.wellknown_pb2 import Empty
+from cradled.convert import images as convert
+from cradled.convert.values import nanoseconds
+from cradled.errors import InvalidArgument
+from cradled.gc.scheduler import Scheduler
+from cradled.metadata.db import Database
+from cradled.rpc.call import Call
+
+
+class ImagesService:
+    def __init__(self, db: Database, scheduler: Scheduler) -> None:
+        self._db = db
+        self._scheduler = scheduler
+
+    async def get(self, call: Call, request: pb.GetImageRequest) -> pb.GetImageResponse:
+        image = await self._db.scoped(call.scope()).images.get(request.name)
+        return pb.GetImageResponse(image=convert.to_proto(image))
+
+    async def list(self, call: Call, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
+        found = await self._db.scoped(call.scope()).images.list(list(request.filters))
+        return pb.ListImagesResponse(images=[convert.to_proto(image) for image in found])
+
+    async def create(self, call: Call, request: pb.CreateImageRequest) -> pb.CreateImageResponse:
+        _require_name(request.image)
+        images = self._db.scoped(call.scope()).images
+        created = await images.create(
+            convert.from_proto(request.image),
+            source_date_epoch=nanoseconds(request.source_date_epoch),
+        )
+        return pb.CreateImageResponse(image=convert.to_proto(created))
+
+    async def update(self, call: Call, request: pb.UpdateImageRequest) -> pb.UpdateImageResponse:
+        _require_name(request.image)
+        images = self._db.scoped(call.scope()).images
+        image = convert.from_proto(request.image)
+        updated = await images.update(image, list(request.update_mask.paths))
+        return pb.UpdateImageResponse(image=convert.to_proto(updated))
+
+    async def delete(self, call: Call, request: pb.DeleteImageRequest) -> Empty:
+        images = self._db.scoped(call.scope()).images
+        await images.delete(request.name, target=request.target.digest)
+        if request.sync:
+            await self._scheduler.collect()
+        return Empty()
+
+
+def _require_name(image: pb.Image) -> None:
+    if not image.name:
+        raise InvalidArgument("Image.Name required", verbatim=True)

@@ -1,0 +1,89 @@
+"""Async. Introspection: what this daemon is made of and which daemon it is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from cradled import filters
+from cradled.api import introspection_pb2 as pb
+from cradled.api.google_rpc_pb2 import Status
+from cradled.api.types_pb2 import Platform
+from cradled.api.wellknown_pb2 import Any, Empty
+from cradled.convert.values import any_from_proto, any_to_proto
+from cradled.core.values import AnyValue
+from cradled.errors import FailedPrecondition, NotFound, Unimplemented
+from cradled.plugin.types import Plugin
+from cradled.rpc.call import Call
+from cradled.rpc.status import to_status
+
+InfoProvider = Callable[[AnyValue], Awaitable[AnyValue]]
+"""Answers the options of a PluginInfo request with its ``extra``."""
+
+
+class IntrospectionService:
+    """``plugins`` may still grow while the daemon starts."""
+
+    def __init__(
+        self,
+        plugins: Mapping[tuple[str, str], Plugin],
+        *,
+        uuid: str,
+        pid: int,
+        pidns: int,
+        platform: tuple[str, str],
+        providers: Mapping[tuple[str, str], InfoProvider],
+    ) -> None:
+        self._plugins = plugins
+        self._server = pb.ServerResponse(uuid=uuid, pid=pid, pidns=pidns)
+        self._platform = Platform(os=platform[0], architecture=platform[1])
+        self._providers = providers
+
+    async def plugins(self, call: Call, request: pb.PluginsRequest) -> pb.PluginsResponse:
+        wanted = filters.parse(request.filters)
+        return pb.PluginsResponse(
+            plugins=[
+                self._message(plugin)
+                for plugin in self._plugins.values()
+                if wanted.match(_fields(plugin))
+            ]
+        )
+
+    async def server(self, call: Call, request: Empty) -> pb.ServerResponse:
+        return self._server
+
+    async def plugin_info(self, call: Call, request: pb.PluginInfoRequest) -> pb.PluginInfoResponse:
+        key = (request.type, request.id)
+        plugin = self._plugins.get(key)
+        if plugin is None:
+            raise NotFound(f"plugin {request.type}.{request.id} not found", verbatim=True)
+        extra: Any | None = None
+        if request.HasField("options"):
+            if plugin.error is not None:
+                raise FailedPrecondition(f"plugin not loaded: {plugin.error}")
+            provider = self._providers.get(key)
+            if provider is None:
+                raise Unimplemented("plugin does not provide info")
+            extra = any_to_proto(await provider(any_from_proto(request.options)))
+        return pb.PluginInfoResponse(plugin=self._message(plugin), extra=extra)
+
+    def _message(self, plugin: Plugin) -> pb.Plugin:
+        registration = plugin.registration
+        error = None
+        if plugin.error is not None:
+            code, text = to_status(plugin.error)
+            error = Status(code=code, message=text)
+        return pb.Plugin(
+            type=registration.type,
+            id=registration.id,
+            requires=registration.requires,
+            platforms=[self._platform] if registration.has_platform else (),
+            exports=plugin.exports,
+            capabilities=plugin.capabilities,
+            init_err=error,
+        )
+
+
+def _fields(plugin: Plugin) -> filters.Adaptor:
+    registration = plugin.registration
+    values = {("type",): registration.type, ("id",): registration.id}
+    return lambda path: values.get(path)
