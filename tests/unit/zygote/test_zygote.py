@@ -17,6 +17,9 @@ import pytest
 from cradled.zygote import protocol
 from cradled.zygote.client import Zygote, ZygoteLost
 
+# The C library keeps signals 32 and 33 to itself: nobody can reset them.
+OURS = ~(3 << 31)
+
 ENTRIES = """
     import json, os, signal, sys
 
@@ -76,8 +79,9 @@ def drain(fd: int) -> bytes:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0)  # noqa: ASYNC110 - another process makes it true, without a word
+    # Another process makes it true, without a word.
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 async def asked(zygote: Zygote) -> None:
@@ -122,8 +126,8 @@ async def test_a_child_starts_from_a_clean_slate(zygote: Zygote) -> None:
     (fd,) = facts["fds"]
     assert len(set(facts["open"]) - {0, 1, 2, fd}) == 1  # that of the listing itself
     assert facts["inheritable"] == [False]
-    assert int(facts["ignored"], 16) == int(facts["blocked"], 16) == 0
-    assert int(facts["caught"], 16) == 0
+    assert int(facts["ignored"], 16) & OURS == 0
+    assert int(facts["blocked"], 16) == int(facts["caught"], 16) == 0
     assert facts["threads"] == "1"
     assert facts["env"] == "hello"
     assert not {"asyncio", "logging", "dataclasses", "typing", "pytest"} & set(facts["modules"])
