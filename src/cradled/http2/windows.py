@@ -1,0 +1,201 @@
+"""Pure. What may be sent when: flow control, and fair turns between streams.
+
+Frames that are not DATA go out in the order they were made. DATA goes out at once where it is
+small and both windows (stream, connection) have room; else it waits in its stream's queue, and
+the streams that may send take turns of at most ``TURN`` bytes whenever ``take`` is called.
+Headers of a stream never overtake its queued data. The state of a stream with a queue:
+
+    scheduled, in _ready      may send
+    scheduled, in _starved    waits for the connection's window
+    not scheduled             waits for its own window
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from cradled.http2 import frames
+from cradled.http2.frames import DATA, END_STREAM, HEAD, HEADERS
+from cradled.http2.streams import Buffer, Stream
+
+TURN = 1 << 16
+LOW = 1 << 16  # a stream with fewer bytes queued is worth more data
+_HEADERS_FLAGS = frames.END_HEADERS
+_TRAILERS_FLAGS = frames.END_HEADERS | frames.END_STREAM
+
+
+class Outbox:
+    """The sending half of a connection; ``on_end`` is told of each END_STREAM that goes out."""
+
+    def __init__(self, on_end: Callable[[Stream], None]) -> None:
+        self._on_end = on_end
+        self.window = frames.DEFAULT_WINDOW  # of the connection
+        self.stream_window = frames.DEFAULT_WINDOW  # of streams to come
+        self.frame_size = frames.DEFAULT_FRAME_SIZE
+        self.hold = False  # the socket is full: no data past the queues
+        self._frames: list[Buffer] = []
+        self._ready: deque[Stream] = deque()
+        self._starved: list[Stream] = []
+
+    def __bool__(self) -> bool:
+        """There is something to take."""
+        return bool(self._frames or self._ready)
+
+    def control(self, frame: bytes) -> None:
+        """Send a frame that no window holds back."""
+        self._frames.append(frame)
+
+    def headers(self, stream: Stream, block: bytes, end: bool) -> None:
+        """Send a header block, behind what the stream has queued."""
+        if stream.queue:
+            stream.queue.append((HEADERS, block, end))
+        else:
+            self._frames.append(frames.header_frames(stream.id, block, end, self.frame_size))
+            if end:
+                self._on_end(stream)
+
+    def data(self, stream: Stream, data: Buffer, end: bool) -> None:
+        """Send data, now or when there is room."""
+        size = len(data)
+        if not stream.queue and self._fits(stream, size):
+            self._frames.append(HEAD.pack(size << 8, END_STREAM if end else 0, stream.id))
+            self._frames.append(data)
+            self.window -= size
+            stream.send_window -= size
+            if end:
+                self._on_end(stream)
+            return
+        if stream.queue is None:
+            stream.queue = deque()
+        stream.queue.append((DATA, memoryview(data), end))
+        stream.queued += size
+        self._schedule(stream)
+
+    def reply(
+        self, stream: Stream, headers: bytes, prefix: bytes, body: bytes, trailers: bytes
+    ) -> bool:
+        """Send headers, data and trailers as one piece; False if they must go one by one.
+
+        It does not tell ``on_end``.
+        """
+        size = len(prefix) + len(body)
+        if stream.queue or not self._fits(stream, size):
+            return False
+        stream_id = stream.id
+        self._frames.append(
+            b"".join(
+                (
+                    HEAD.pack(len(headers) << 8 | HEADERS, _HEADERS_FLAGS, stream_id),
+                    headers,
+                    HEAD.pack(size << 8, 0, stream_id),
+                    prefix,
+                    body,
+                    HEAD.pack(len(trailers) << 8 | HEADERS, _TRAILERS_FLAGS, stream_id),
+                    trailers,
+                )
+            )
+        )
+        self.window -= size
+        stream.send_window -= size
+        return True
+
+    def drop(self, stream: Stream) -> None:
+        """Forget what a stream has queued."""
+        if stream.queue:
+            stream.queue.clear()
+        stream.queued = 0
+        _tell_drained(stream)
+
+    def grow(self, increment: int) -> None:
+        """The connection's window has grown."""
+        self.window += increment
+        if self._starved and self.window > 0:
+            self._ready.extend(self._starved)
+            self._starved.clear()
+
+    def grow_stream(self, stream: Stream, increment: int) -> None:
+        """A stream's window has grown, or shrunk."""
+        stream.send_window += increment
+        if stream.queue and stream.send_window > 0:
+            self._schedule(stream)
+
+    def take(self, limit: int) -> list[Buffer]:
+        """What is to be written now: all control frames, and data up to about ``limit`` bytes."""
+        out, self._frames = self._frames, []
+        while self._ready and limit > 0:
+            stream = self._ready.popleft()
+            limit -= self._turn(stream, min(limit, TURN), out)
+        return out
+
+    def _fits(self, stream: Stream, size: int) -> bool:
+        return (
+            size <= self.frame_size
+            and size <= self.window
+            and size <= stream.send_window
+            and not self.hold
+        )
+
+    def _schedule(self, stream: Stream) -> None:
+        if not stream.scheduled:
+            stream.scheduled = True
+            self._ready.append(stream)
+
+    def _turn(self, stream: Stream, budget: int, out: list[Buffer]) -> int:
+        """Send what one turn allows, put the stream where it belongs, return the bytes sent."""
+        queue = stream.queue
+        left = budget
+        while queue:
+            kind, payload, end = queue[0]
+            if kind == HEADERS:
+                block = bytes(payload)
+                out.append(frames.header_frames(stream.id, block, end, self.frame_size))
+                queue.popleft()
+                if end:
+                    self._on_end(stream)
+                continue
+            size = max(0, min(len(payload), left, self.window, stream.send_window))
+            if not size and len(payload):
+                self._suspend(stream, left)
+                break
+            whole = size == len(payload)
+            self._append_data(stream, payload[:size], end and whole, out)
+            left -= size
+            if whole:
+                queue.popleft()
+            else:
+                queue[0] = (kind, payload[size:], end)
+        else:
+            stream.scheduled = False
+        if stream.queued <= LOW:
+            _tell_drained(stream)
+        return budget - left
+
+    def _suspend(self, stream: Stream, left: int) -> None:
+        if stream.send_window <= 0:
+            stream.scheduled = False
+        elif self.window <= 0:
+            self._starved.append(stream)
+        else:
+            self._ready.append(stream)
+
+    def _append_data(self, stream: Stream, data: Buffer, end: bool, out: list[Buffer]) -> None:
+        size, step, stream_id = len(data), self.frame_size, stream.id
+        self.window -= size
+        stream.send_window -= size
+        stream.queued -= size
+        at = 0
+        while size - at > step:
+            out.append(HEAD.pack(step << 8, 0, stream_id))
+            out.append(data[at : at + step])
+            at += step
+        out.append(HEAD.pack((size - at) << 8, END_STREAM if end else 0, stream_id))
+        out.append(data[at:])
+        if end:
+            self._on_end(stream)
+
+
+def _tell_drained(stream: Stream) -> None:
+    drained, stream.drained = stream.drained, None
+    if drained is not None:
+        drained()
