@@ -1,0 +1,39 @@
+"""Async. The differ of a server, as a ``core.diff.Applier``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cradled.api import diff_pb2 as pb
+from cradled.convert import mounts as mounts_convert
+from cradled.convert.values import any_to_proto, descriptor_from_proto, descriptor_to_proto
+from cradled.core.content import Reader
+from cradled.core.mount import Mount
+from cradled.core.scope import Scope
+from cradled.core.values import AnyValue, Descriptor
+from cradled.proxies.scope import metadata
+from cradled.rpc.stub import Stub, Transport
+
+
+class ProxyApplier:
+    def __init__(self, transport: Transport, scope: Scope) -> None:
+        self._stub = Stub(transport, pb.Diff, metadata(scope))
+
+    async def apply(
+        self,
+        layer: Descriptor,
+        blob: Reader | None,
+        mounts: Sequence[Mount],
+        /,
+        *,
+        payloads: Mapping[str, AnyValue] | None = None,
+        sync_fs: bool = False,
+    ) -> Descriptor:
+        """The server takes the blob from its own content store: ``blob`` is not read."""
+        request = pb.ApplyRequest(
+            diff=descriptor_to_proto(layer),
+            mounts=map(mounts_convert.to_proto, mounts),
+            payloads={key: any_to_proto(value) for key, value in (payloads or {}).items()},
+            sync_fs=sync_fs,
+        )
+        return descriptor_from_proto((await self._stub.apply(request)).applied)
