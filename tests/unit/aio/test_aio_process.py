@@ -1,0 +1,81 @@
+"""Programs run to their end, with real ones."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cradled.aio import process
+
+ENV = {"PATH": os.environ["PATH"], "GREETING": "hello"}
+
+
+async def sh(script: str, **options: object) -> process.Finished:
+    return await process.run(["sh", "-c", script], env=ENV, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def no_leak() -> object:
+    yield
+    children = Path("/proc/self/task")
+    found = [p.read_text().split() for p in children.glob("*/children")]
+    assert not any(found)
+
+
+async def test_output_status_and_environment(tmp_path: Path) -> None:
+    done = await sh(
+        "pwd; echo $GREETING; echo bad >&2; cat; exit 3", cwd=str(tmp_path), stdin=b"in"
+    )
+    assert done == (3, f"{tmp_path}\nhello\nin".encode(), b"bad\n")
+
+
+async def test_combined_output_keeps_the_order() -> None:
+    done = await sh("echo a; echo b >&2; echo c", combined=True)
+    assert (done.stdout, done.stderr) == (b"a\nb\nc\n", b"")
+
+
+async def test_much_in_and_out() -> None:
+    data = os.urandom(1 << 20)
+    assert (await process.run(["cat"], env=ENV, stdin=data)).stdout == data
+
+
+async def test_a_signal_is_a_negative_status() -> None:
+    assert (await sh("kill -9 $$")).status == -9
+
+
+async def test_a_program_starts_clean() -> None:
+    script = (
+        "import os\nprint(os.getpgid(0) == os.getpid(), sorted(os.listdir('/proc/self/fd')))\n"
+        "print([l for l in open('/proc/self/status') if l[:6] in ('SigIgn', 'SigBlk')])"
+    )
+    done = await process.run([sys.executable, "-I", "-S", "-c", script], env=ENV)
+    lines = done.stdout.decode().splitlines()
+    assert lines[0] == "True ['0', '1', '2', '3']"  # 3: the listing itself
+    # Python itself ignores SIGPIPE (13) and SIGXFSZ (25).
+    assert lines[1] == "['SigBlk:\\t0000000000000000\\n', 'SigIgn:\\t0000000001001000\\n']"
+
+
+async def test_a_descendant_that_holds_the_output_is_not_waited_for() -> None:
+    done = await sh("sleep 1000 & echo $!")
+    os.kill(int(done.stdout), 9)
+
+
+async def test_a_missing_program_is_an_os_error() -> None:
+    with pytest.raises(FileNotFoundError):
+        await process.run(["/no/such"], env=ENV)
+
+
+async def test_a_timeout_kills() -> None:
+    with pytest.raises(TimeoutError):
+        await process.run(["sleep", "1000"], env=ENV, timeout=0.05)
+
+
+async def test_a_cancelled_run_kills() -> None:
+    task = asyncio.create_task(process.run(["sleep", "1000"], env=ENV))
+    while not any(p.read_text().split() for p in Path("/proc/self/task").glob("*/children")):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
