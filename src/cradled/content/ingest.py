@@ -167,26 +167,6 @@ class Ingest:
             self._fd = -1
 
 
-class SharedSync:
-    """fsync of a directory, one for everybody who asked before it began."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._turn = threading.Lock()
-        self._asked = 0
-        self._done = 0
-
-    def sync(self) -> None:
-        """Return when all names put into the directory before the call are durable."""
-        self._asked = ticket = self._asked + 1
-        with self._turn:
-            if self._done >= ticket:
-                return
-            covered = self._asked
-            fs.sync_directory(self._path)
-            self._done = covered
-
-
 def load(path: str) -> IngestStatus | None:
     """What a directory says of its ingest; None when it is not one (yet, or any more)."""
     try:

@@ -20,7 +20,7 @@ from cradled import digest as digests
 from cradled import filters as filter_language
 from cradled.aio import threads
 from cradled.content import ingest as ingests
-from cradled.content.ingest import Ingest, SharedSync
+from cradled.content.ingest import Ingest
 from cradled.content.writer import LocalWriter
 from cradled.core.content import ContentInfo, IngestStatus
 from cradled.errors import (
@@ -73,7 +73,7 @@ class LocalContentStore:
     def __init__(self, root: str) -> None:
         self._blobs = f"{root}/blobs"
         self._ingests = f"{root}/ingest"
-        self._directories: dict[str, SharedSync] = {}
+        self._directories: dict[str, fs.SharedSync] = {}
         self._locked: dict[str, int] = {}
         self._writers: dict[str, LocalWriter] = {}
         self._unsynced: set[str] = set()
@@ -166,13 +166,13 @@ class LocalContentStore:
         directory.sync()
         return new
 
-    def _directory(self, algorithm: str) -> SharedSync:
+    def _directory(self, algorithm: str) -> fs.SharedSync:
         known = self._directories.get(algorithm)
         if known is None:
             path = f"{self._blobs}/{algorithm}"
             os.makedirs(path, exist_ok=True)
             fs.sync_directory(self._blobs)
-            known = self._directories.setdefault(algorithm, SharedSync(path))
+            known = self._directories.setdefault(algorithm, fs.SharedSync(path))
         return known
 
     def _blob(self, digest: str) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 
 from cradled.linux import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def atomic_write(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
@@ -50,3 +55,26 @@ def sync_filesystem(path: str) -> None:
         libc.syncfs(fd)
     finally:
         os.close(fd)
+
+
+class SharedSync:
+    """A sync of one path, made once for everybody who asked before it began."""
+
+    def __init__(self, path: str, sync: Callable[[str], None] = sync_directory) -> None:
+        self._path = path
+        self._sync = sync
+        self._turn = _thread.allocate_lock()
+        self._counting = _thread.allocate_lock()
+        self._asked = 0
+        self._done = 0
+
+    def sync(self) -> None:
+        """Return when what was done before the call is durable."""
+        with self._counting:
+            self._asked = ticket = self._asked + 1
+        with self._turn:
+            if self._done >= ticket:
+                return
+            covered = self._asked
+            self._sync(self._path)
+            self._done = covered

@@ -13,7 +13,7 @@ import pytest
 from cradled import digest, failpoints
 from cradled.aio import threads
 from cradled.content import ingest
-from cradled.content.ingest import Ingest, SharedSync, format_time, parse_time
+from cradled.content.ingest import Ingest, format_time, parse_time
 from cradled.content.local import LocalContentStore, open_store
 from cradled.errors import FailedPrecondition
 from cradled.testing.content_suite import BIG, SMALL, ContentSuite, digests, get, put
@@ -163,24 +163,6 @@ async def test_a_failure_before_the_name_leaves_no_blob(
     await writer.truncate()
     await writer.write(data)
     await writer.commit(len(data), digest.of(data), {})
-
-
-def test_shared_sync_covers_who_asked_before_it_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[str] = []
-    shared = SharedSync(str(tmp_path))
-
-    def sync_twice(path: str) -> None:
-        synced.append(path)
-        if len(synced) == 1:
-            shared._asked += 3  # three more ask while this one is under way
-
-    monkeypatch.setattr(ingest.fs, "sync_directory", sync_twice)
-    shared.sync()
-    shared.sync()
-    assert len(synced) == 2
-    assert shared._done == 5
 
 
 def test_dropped_ingests_say_so(tmp_path: Path) -> None:

@@ -1,0 +1,282 @@
+"""Blocking. What the directory-based snapshotters know of each snapshot, in SQLite.
+
+    snapshots    id (names the directory), key, parent (an id, or null), kind, times in nanoseconds,
+                 labels (JSON), size and inodes (of committed ones)
+
+Reads are short and may run on the loop: they have a connection of their own, and readers never
+wait in WAL mode. ``change`` blocks: whoever gets its turn commits for all who wait, with one fsync.
+
+A record is durable before its snapshot is told of. It may be gone after a crash only together with
+everything that knew of it; a directory without a record is what ``cleanup`` is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from cradled import failpoints
+from cradled.core.snapshots import Kind, SnapshotInfo, Usage
+from cradled.core.values import Labels
+from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+
+T = TypeVar("T")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS snapshots (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    parent INTEGER REFERENCES snapshots (id),
+    kind INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    labels TEXT NOT NULL,
+    size INTEGER NOT NULL DEFAULT 0,
+    inodes INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX IF NOT EXISTS children ON snapshots (parent);
+"""
+_COLUMNS = """
+    s.id, s.key, s.parent, s.kind, s.created_at, s.updated_at, s.labels, s.size, s.inodes, p.key
+    FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent
+"""
+_ANCESTORS = """
+WITH RECURSIVE chain (id, depth) AS (
+    SELECT ?, 0 WHERE ? IS NOT NULL
+    UNION ALL
+    SELECT s.parent, depth + 1 FROM chain JOIN snapshots s USING (id) WHERE s.parent IS NOT NULL
+)
+SELECT id FROM chain ORDER BY depth
+"""
+
+
+class Record(NamedTuple):
+    """One snapshot; ``parent`` is the parent's id, ``parent_key`` its key."""
+
+    id: int
+    key: str
+    parent: int | None
+    kind: Kind
+    created_at: int
+    updated_at: int
+    labels: Labels
+    size: int
+    inodes: int
+    parent_key: str
+
+    def info(self) -> SnapshotInfo:
+        return SnapshotInfo(
+            self.key, self.kind, self.parent_key, self.created_at, self.updated_at, self.labels
+        )
+
+    def usage(self) -> Usage:
+        return Usage(self.size, self.inodes)
+
+
+class Records:
+    """The table. Texts of errors are those of the reference."""
+
+    def __init__(self, path: str) -> None:
+        self._writer = _connect(path)
+        self._writer.executescript(_SCHEMA)
+        self._reader = _connect(path)
+        self._turn = threading.Lock()
+        self._waiting: deque[_Change] = deque()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+    def get(self, key: str) -> Record:
+        """Raises NotFound."""
+        found = _find(self._reader, key)
+        if found is None:
+            raise NotFound(f"snapshot {key} does not exist")
+        return found
+
+    def parent(self, key: str) -> Record:
+        """A snapshot that may be a parent; raises NotFound, InvalidArgument."""
+        return _parent(self._reader, key)
+
+    def ancestors(self, parent: int | None) -> list[int]:
+        """Ids of a parent, its parent and so on."""
+        rows = self._reader.execute(_ANCESTORS, (parent, parent))
+        return [row[0] for row in rows]
+
+    def all(self) -> list[Record]:
+        """Every snapshot, parents first."""
+        rows = self._reader.execute(f"SELECT {_COLUMNS} ORDER BY s.id")
+        return [_record(row) for row in rows]
+
+    def add(self, id: int, key: str, parent: str, kind: Kind, labels: Labels) -> Record:
+        """Record a new active or view snapshot under an id that was never used."""
+        now = time.time_ns()
+
+        def add(transaction: sqlite3.Connection) -> Record:
+            if _find(transaction, key) is not None:
+                raise AlreadyExists(f'snapshot "{key}"')
+            parent_id = _parent(transaction, parent).id if parent else None
+            row = (id, key, parent_id, kind, now, now, json.dumps(dict(labels)))
+            transaction.execute(
+                "INSERT INTO snapshots (id, key, parent, kind, created_at, updated_at, labels)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+            return Record(id, key, parent_id, kind, now, now, labels, 0, 0, parent)
+
+        return self._change(add)
+
+    def commit(self, name: str, key: str, labels: Labels, usage: Usage, parent: str = "") -> None:
+        """Make an active snapshot a committed one; ``parent`` only where it has none."""
+        now = time.time_ns()
+
+        def commit(transaction: sqlite3.Connection) -> None:
+            active = _active(transaction, key)
+            if _find(transaction, name) is not None:
+                raise AlreadyExists(f"committed snapshot {name}")
+            parent_id = active.parent
+            if parent and active.parent_key != parent:
+                if parent_id is not None:
+                    raise InvalidArgument("cannot change parent of active snapshot")
+                parent_id = _parent(transaction, parent).id
+            transaction.execute(
+                "UPDATE snapshots SET key = ?, parent = ?, kind = ?, created_at = ?,"
+                " updated_at = ?, labels = ?, size = ?, inodes = ? WHERE id = ?",
+                (
+                    *(name, parent_id, Kind.COMMITTED, now, now, json.dumps(dict(labels))),
+                    *(usage.size, usage.inodes, active.id),
+                ),
+            )
+
+        self._change(commit)
+
+    def remove(self, key: str) -> Record:
+        """Forget a snapshot without children."""
+
+        def remove(transaction: sqlite3.Connection) -> Record:
+            found = _find(transaction, key)
+            if found is None:
+                raise NotFound(f"snapshot {key} does not exist")
+            child = "SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1"
+            if transaction.execute(child, (found.id,)).fetchone():
+                raise FailedPrecondition("cannot remove snapshot with child")
+            transaction.execute("DELETE FROM snapshots WHERE id = ?", (found.id,))
+            return found
+
+        return self._change(remove)
+
+    def relabel(self, key: str, change: Callable[[Labels], Labels]) -> Record:
+        """Set the labels to what ``change`` makes of them."""
+        now = time.time_ns()
+
+        def relabel(transaction: sqlite3.Connection) -> Record:
+            found = _find(transaction, key)
+            if found is None:
+                raise NotFound(f"snapshot {key} does not exist")
+            labels = change(found.labels)
+            transaction.execute(
+                "UPDATE snapshots SET labels = ?, updated_at = ? WHERE id = ?",
+                (json.dumps(dict(labels)), now, found.id),
+            )
+            return found._replace(labels=labels, updated_at=now)
+
+        return self._change(relabel)
+
+    def _change(self, command: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a command and return when it is durable."""
+        change = _Change(command)
+        self._waiting.append(change)
+        with self._turn:
+            if not change.done:
+                self._commit_waiting()
+        if change.error is not None:
+            raise change.error
+        return change.result  # type: ignore[return-value]
+
+    def _commit_waiting(self) -> None:
+        batch = []
+        while self._waiting:
+            batch.append(self._waiting.popleft())
+        try:
+            with _transaction(self._writer):
+                for change in batch:
+                    change.run(self._writer)
+                failpoints.hit("snapshots.records.commit")
+        except Exception as error:  # e.g. no space left: nobody's change was made
+            for change in batch:
+                change.error = error
+        finally:
+            for change in batch:
+                change.done = True
+
+
+class _Change:
+    """A command in a batch: undone alone when it fails."""
+
+    def __init__(self, command: Callable[[sqlite3.Connection], object]) -> None:
+        self._command = command
+        self.done = False
+        self.result: object = None
+        self.error: Exception | None = None
+
+    def run(self, transaction: sqlite3.Connection) -> None:
+        transaction.execute("SAVEPOINT change")
+        try:
+            self.result = self._command(transaction)
+        except Exception as error:  # raised where the change was asked for
+            self.error = error
+            transaction.execute("ROLLBACK TO change")
+        transaction.execute("RELEASE change")
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    # Used in one thread at a time; the standard library's build serialises anyway.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _record(row: tuple[int, str, int, int, int, int, str, int, int, str]) -> Record:
+    return Record(*row[:3], Kind(row[3]), *row[4:6], json.loads(row[6]), *row[7:9], row[9] or "")
+
+
+def _find(connection: sqlite3.Connection, key: str) -> Record | None:
+    row = connection.execute(f"SELECT {_COLUMNS} WHERE s.key = ?", (key,)).fetchone()
+    return None if row is None else _record(row)
+
+
+def _parent(connection: sqlite3.Connection, key: str) -> Record:
+    found = _find(connection, key)
+    if found is None:
+        raise NotFound(f"parent snapshot {key} does not exist")
+    if found.kind != Kind.COMMITTED:
+        raise InvalidArgument(f'parent "{key}" is not committed snapshot')
+    return found
+
+
+def _active(connection: sqlite3.Connection, key: str) -> Record:
+    found = _find(connection, key)
+    if found is None:
+        raise NotFound(f"snapshot {key} does not exist")
+    if found.kind != Kind.ACTIVE:
+        raise FailedPrecondition(f"snapshot {key} is not active")
+    return found
