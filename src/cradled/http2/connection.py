@@ -6,8 +6,9 @@ for the socket. A shell reads, feeds, acts on the events, and writes what it tak
 ``closed``: then it writes what is left and hangs up.
 
 Nothing that a peer sends raises. A peer that breaks the rules of a stream has the stream reset;
-one that breaks those of the connection gets GOAWAY, and the connection is closed. Calls that
-make no sense (sending on a stream that has ended) raise LocalProtocolError.
+one that breaks those of the connection gets GOAWAY, and the connection is closed. Sending on a
+stream that was reset, or on a closed connection, does nothing: the caller could not know yet.
+Sending on a stream that the caller itself has ended raises LocalProtocolError.
 
 This is what gRPC needs of HTTP/2, no more: no push, no priorities, no check of header fields.
 DATA is passed on as it arrives, so a frame of any size needs no buffer. The connection's receive
@@ -144,22 +145,23 @@ class Connection:
 
     def send_headers(self, stream: Stream, block: bytes, end: bool = False) -> None:
         """Send a header block: a request, a response or (``end``) trailers."""
-        self._check_sendable(stream)
-        stream.ending = end
-        self.outbox.headers(stream, self._table_update + block, end)
-        self._table_update = b""
+        if self._sendable(stream):
+            stream.ending = end
+            self.outbox.headers(stream, self._table_update + block, end)
+            self._table_update = b""
 
     def send_data(self, stream: Stream, data: Buffer, end: bool = False) -> None:
         """Send data; it is kept, not copied, and waits in ``stream.queued`` if it must."""
-        self._check_sendable(stream)
-        stream.ending = end
-        self.outbox.data(stream, data, end)
+        if self._sendable(stream):
+            stream.ending = end
+            self.outbox.data(stream, data, end)
 
     def send_reply(
         self, stream: Stream, headers: bytes, prefix: bytes, body: bytes, trailers: bytes
     ) -> None:
         """Send a whole response: headers, data (prefix and body), trailers."""
-        self._check_sendable(stream)
+        if not self._sendable(stream):
+            return
         if self._table_update or not self.outbox.reply(stream, headers, prefix, body, trailers):
             self.send_headers(stream, headers)
             self.send_data(stream, prefix)
@@ -478,7 +480,7 @@ class Connection:
             self.streams.pop(stream.id, None)
 
     def _forget(self, stream: Stream) -> None:
-        stream.ending = stream.sent_end = stream.received_end = True
+        stream.reset = stream.ending = stream.sent_end = stream.received_end = True
         self.outbox.drop(stream)
         self.streams.pop(stream.id, None)
 
@@ -494,9 +496,13 @@ class Connection:
 
     # Checks
 
-    def _check_sendable(self, stream: Stream) -> None:
-        if stream.ending or self.closed:
+    def _sendable(self, stream: Stream) -> bool:
+        """False if nobody would see what is sent."""
+        if stream.reset or self.closed:
+            return False
+        if stream.ending:
             raise LocalProtocolError(f"stream {stream.id} has ended")
+        return True
 
     def _check_not_idle(self, stream_id: int) -> None:
         """A frame of an unknown stream is late, if the stream has ever been."""

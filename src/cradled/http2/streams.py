@@ -1,9 +1,9 @@
 """Pure. A stream of an HTTP/2 connection, and what is told of it.
 
 Life: a stream is open until an END_STREAM went each way (``sent_end``, ``received_end``), or
-either side reset it (both are set then). The connection forgets it in that moment; the object
-stays good for asking. ``ending`` says that no more may be sent: END_STREAM waits behind queued
-data, or went out.
+either side reset it (``reset``; both are set then). The connection forgets it in that moment;
+the object stays good for asking. ``ending`` says that no more may be sent: END_STREAM waits
+behind queued data, or went out.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Stream:
         "receive_window",
         "received_end",
         "received_headers",
+        "reset",
         "scheduled",
         "send_window",
         "sent_end",
@@ -44,6 +45,7 @@ class Stream:
         self.send_window = send_window
         self.receive_window = receive_window
         self.owed = 0  # bytes consumed and not given back to the peer yet
+        self.reset = False
         self.received_headers = False
         self.received_end = False
         self.ending = False

@@ -5,9 +5,9 @@ nothing to wait for is: bytes read, message parsed, handler run by hand (``eager
 written with all others of the same read. A call that waits becomes a task; then it has a timer if
 it has a deadline, and it is cancelled when the client resets it, goes away, or time runs out.
 
-Back-pressure: a handler that streams waits while its stream has more than ``LOW`` bytes queued,
-which happens when the client's windows or its socket are full. Requests are taken from the
-client no faster than the handler reads them, but for what two messages and a window hold.
+Back-pressure: a handler that streams waits while the client's windows or its socket are full.
+Requests are taken from the client no faster than the handler reads them, but for what two
+messages and a window hold.
 """
 
 from __future__ import annotations
@@ -17,25 +17,20 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from cradled import errors
-from cradled.http2.connection import Connection
-from cradled.http2.streams import DataReceived, HeadersReceived, Stream, StreamReset
-from cradled.http2.windows import LOW
+from cradled.http2.streams import DataReceived, Event, HeadersReceived, Stream, StreamReset
 from cradled.rpc import grpc_wire
 from cradled.rpc.call import Call, Peer
 from cradled.rpc.eager import Starter
+from cradled.rpc.grpc_connection import GrpcConnection, too_large, wake
 from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader, RequestHead
 from cradled.rpc.service import Encoded, Endpoint, Message, Router, encode
 from cradled.rpc.status import Code, to_status
 
 _BACKLOG = 4096
-_CHUNK = 256 << 10  # bytes handed to the socket at a time
-_JOINED = 16 << 10  # messages up to this size are copied behind their prefix
 _LAST_WORDS = 1.0  # seconds for a client to read what we said before we hung up
-_CONTROL_LIMIT = 4 << 20  # bytes a client may leave unread before we stop reading from it
 
 
 class GrpcServer:
@@ -120,61 +115,41 @@ class _Exchange:
         self.over = False  # answered, or nobody listens
 
 
-class _ServerConnection(asyncio.Protocol):
+class _ServerConnection(GrpcConnection):
     """One client."""
 
     def __init__(self, server: GrpcServer, connections: set[_ServerConnection]) -> None:
         assert server.starter is not None
+        super().__init__(server=True, interpret=RequestHead)
         self._server = server
         self._connections = connections
         self._starter = server.starter
         self._router = server.router
-        self._loop = asyncio.get_running_loop()
-        self._http2 = Connection(server=True, interpret=RequestHead)
         self._peer: Peer | None = None
         self._running: set[_Exchange] = set()  # those that have become tasks
-        self._paused = False
-        self._flushing = False
         self._shutting = False
         self._lost = False
         self.idle = asyncio.Event()  # no calls under way
         self.gone = asyncio.Event()  # no calls, and the socket is closed
         self.idle.set()
 
-    # The transport's side
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none
-        transport.set_write_buffer_limits(high=2 * _CHUNK)
         self._peer = Peer.of(transport.get_extra_info("socket"))
         self._connections.add(self)
-        self._flush()
+        super().connection_made(transport)
 
-    def data_received(self, data: bytes) -> None:
-        self._flushing = True  # all that is made now goes out below
-        for event in self._http2.receive(data):
-            if type(event) is DataReceived:
-                self._received(event.stream, event.data, event.ended)
-            elif type(event) is HeadersReceived:
-                self._begin(event.stream, event.head, event.ended)
-            elif type(event) is StreamReset:
-                self._abandon(event.stream.context)
-        self._flush()
-        if self._http2.closed:
-            self._transport.close()
-
-    def pause_writing(self) -> None:
-        self._paused = self._http2.outbox.hold = True
-
-    def resume_writing(self) -> None:
-        self._paused = self._http2.outbox.hold = False
-        self._transport.resume_reading()
-        self._flush()
+    def handle(self, event: Event) -> None:
+        if type(event) is DataReceived:
+            self._received(event.stream, event.data, event.ended)
+        elif type(event) is HeadersReceived:
+            self._begin(event.stream, event.head, event.ended)
+        elif type(event) is StreamReset:
+            self._abandon(event.stream.context)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        self._http2.close()
-        for stream in list(self._http2.streams.values()):
+        self.http2.close()
+        for stream in list(self.http2.streams.values()):
             self._abandon(stream.context)
         for exchange in list(self._running):
             self._abandon(exchange)
@@ -182,8 +157,8 @@ class _ServerConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Ask the client to open no more calls."""
-        self._http2.drain()
-        self._flush()
+        self.http2.drain()
+        self.flush()
 
     def shut(self) -> None:
         """Cancel what is under way, say so, and hang up."""
@@ -195,7 +170,7 @@ class _ServerConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Hang up on a client that does not read what we say."""
-        self._transport.abort()
+        self.transport.abort()
 
     def _settle(self) -> None:
         if self._running:
@@ -205,38 +180,23 @@ class _ServerConnection(asyncio.Protocol):
             self._connections.discard(self)
             self.gone.set()
         elif self._shutting:
-            self._http2.close()
-            self._flush()
-            self._transport.close()
-
-    def _flush(self) -> None:
-        self._flushing = False
-        outbox, transport = self._http2.outbox, self._transport
-        while outbox and not transport.is_closing():
-            pieces = outbox.take(0 if self._paused else _CHUNK)
-            if pieces:
-                transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            if self._paused:
-                if transport.get_write_buffer_size() > _CONTROL_LIMIT:
-                    transport.pause_reading()
-                break
-
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+            self.http2.close()
+            self.flush()
+            self.transport.close()
 
     # A call begins
 
     def _begin(self, stream: Stream, head: RequestHead, ended: bool) -> None:
+        if stream.reset:  # in the same breath
+            return
         if head.refusal:
-            self._http2.send_headers(stream, grpc_wire.refusal_block(head.refusal), end=True)
+            self.http2.send_headers(stream, grpc_wire.refusal_block(head.refusal), end=True)
             return
         endpoint = self._router.find(head.path)
         if endpoint is None:
             self._end(stream, Code.UNIMPLEMENTED, self._router.missing(head.path))
             return
-        deadline = None if head.timeout is None else self._loop.time() + head.timeout
+        deadline = None if head.timeout is None else self.loop.time() + head.timeout
         call = Call("grpc", head.metadata, head.binary, self._peer, deadline)
         stream.context = exchange = _Exchange(stream, head, endpoint, call)
         if endpoint.method.client_streaming:
@@ -247,7 +207,7 @@ class _ServerConnection(asyncio.Protocol):
 
     def _received(self, stream: Stream, data: memoryview, ended: bool) -> None:
         exchange: _Exchange | None = stream.context
-        if exchange is None or exchange.over:
+        if exchange is None or exchange.over or stream.reset:
             return
         try:
             if exchange.requests is not None:
@@ -280,7 +240,7 @@ class _ServerConnection(asyncio.Protocol):
 
     def _start(self, exchange: _Exchange, request: Any) -> None:
         deadline = exchange.call.deadline
-        if deadline is not None and deadline <= self._loop.time():
+        if deadline is not None and deadline <= self.loop.time():
             exchange.expired = True
             self._fail(exchange, asyncio.CancelledError())
             return
@@ -291,13 +251,7 @@ class _ServerConnection(asyncio.Protocol):
         self._running.add(exchange)
         self.idle.clear()
         if deadline is not None:
-            exchange.timer = self._loop.call_at(deadline, self._expire, exchange)
-
-    def release(self, stream: Stream, size: int) -> None:
-        """Data of a stream has been consumed."""
-        self._http2.release(stream, size)
-        if self._http2.outbox:
-            self._flush_soon()
+            exchange.timer = self.loop.call_at(deadline, self._expire, exchange)
 
     # The handler runs
 
@@ -325,7 +279,7 @@ class _ServerConnection(asyncio.Protocol):
         body = encode(response)
         if len(body) > MAX_MESSAGE:
             exchange.over = False
-            raise _too_large(len(body))
+            raise too_large(len(body))
         call = exchange.call
         headers, trailers = grpc_wire.RESPONSE, grpc_wire.TRAILERS_OK
         if call.initial_metadata:
@@ -333,9 +287,9 @@ class _ServerConnection(asyncio.Protocol):
         if call.trailing_metadata:
             trailers = grpc_wire.trailers_block(0, "", call.trailing_metadata, True)
         stream = exchange.stream
-        self._http2.send_reply(stream, headers, PREFIX.pack(0, len(body)), body, trailers)
+        self.http2.send_reply(stream, headers, PREFIX.pack(0, len(body)), body, trailers)
         stream.context = None
-        self._flush_soon()
+        self.flush_soon()
 
     async def _stream(self, exchange: _Exchange, responses: Any) -> None:
         """Answer a call with a stream of responses."""
@@ -343,40 +297,20 @@ class _ServerConnection(asyncio.Protocol):
             async for response in responses:
                 if exchange.over:
                     return
-                self._send(exchange, response)
-                if exchange.stream.queued > LOW:
-                    await self._drained(exchange.stream)
+                self._send_headers(exchange)
+                parts = response.parts if type(response) is Encoded else (encode(response),)
+                self.send_message(exchange.stream, *parts)
+                await self.drained(exchange.stream)
         if not exchange.over:
             self._send_headers(exchange)
             self._finish(exchange, Code.OK, "")
-
-    async def _drained(self, stream: Stream) -> None:
-        future = self._loop.create_future()
-        stream.drained = partial(_wake, future)
-        await future
-
-    def _send(self, exchange: _Exchange, response: Message | Encoded) -> None:
-        self._send_headers(exchange)
-        parts = response.parts if type(response) is Encoded else (encode(response),)
-        size = sum(map(len, parts))
-        if size > MAX_MESSAGE:
-            raise _too_large(size)
-        prefix = PREFIX.pack(0, size)
-        if size <= _JOINED:
-            self._http2.send_data(exchange.stream, b"".join((prefix, *parts)))
-            self._flush_soon()
-            return
-        self._http2.send_data(exchange.stream, prefix)
-        for part in parts:
-            self._http2.send_data(exchange.stream, part)
-        self._flush()
 
     def _send_headers(self, exchange: _Exchange) -> None:
         if not exchange.headers_sent:
             exchange.headers_sent = True
             metadata = exchange.call.initial_metadata
             block = grpc_wire.response_block(metadata) if metadata else grpc_wire.RESPONSE
-            self._http2.send_headers(exchange.stream, block)
+            self.http2.send_headers(exchange.stream, block)
 
     # A call ends
 
@@ -394,14 +328,14 @@ class _ServerConnection(asyncio.Protocol):
         exchange.over = True
         metadata = exchange.call.trailing_metadata
         block = grpc_wire.trailers_block(code, text, metadata, exchange.headers_sent)
-        self._http2.send_headers(exchange.stream, block, end=True)
+        self.http2.send_headers(exchange.stream, block, end=True)
         exchange.stream.context = None
-        self._flush_soon()
+        self.flush_soon()
 
     def _end(self, stream: Stream, code: int, text: str) -> None:
         """Refuse a call that no handler has seen."""
         block = grpc_wire.trailers_block(code, text, (), headers_sent=False)
-        self._http2.send_headers(stream, block, end=True)
+        self.http2.send_headers(stream, block, end=True)
 
     def _break_off(self, exchange: _Exchange, error: errors.Error) -> None:
         """The client sent what cannot be read."""
@@ -440,7 +374,7 @@ class _Requests:
         self._unreleased += size
         self._release()
         if messages or ended:
-            _wake(self._waiter)
+            wake(self._waiter)
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self
@@ -460,14 +394,3 @@ class _Requests:
         if len(self._queue) <= 1:
             self._connection.release(self._stream, self._unreleased)
             self._unreleased = 0
-
-
-def _wake(future: asyncio.Future[None] | None) -> None:
-    if future is not None and not future.done():
-        future.set_result(None)
-
-
-def _too_large(size: int) -> errors.Error:
-    return errors.ResourceExhausted(
-        f"grpc: trying to send message larger than max ({size} vs. {MAX_MESSAGE})"
-    )

@@ -1,65 +1,12 @@
-"""The in-process transport, the router and the stub, with one service of each kind of call."""
-
-import asyncio
+"""The in-process transport, the router and the stub."""
 
 import pytest
+from harness.echo import ECHO, EchoService, message
 
 from cradled import errors
-from cradled.api.pool import Method, Service
-from cradled.api.version_pb2 import VersionResponse
 from cradled.rpc.inprocess import InProcess
-from cradled.rpc.service import Encoded, Router, snake_case
+from cradled.rpc.service import Router, snake_case
 from cradled.rpc.stub import Stub
-
-
-def method(name: str, client: bool, server: bool) -> Method:
-    return Method(name, f"/test.Echo/{name}", VersionResponse, VersionResponse, client, server)
-
-
-ECHO = Service(
-    "test.Echo",
-    {
-        "Say": method("Say", False, False),
-        "Count": method("Count", False, True),
-        "Join": method("Join", True, False),
-        "Chat": method("Chat", True, True),
-        "Absent": method("Absent", False, False),
-    },
-)
-
-
-class EchoService:
-    def __init__(self):
-        self.cancelled = asyncio.Event()
-
-    async def say(self, call, request):
-        if request.version == "encoded":
-            return Encoded(request.SerializeToString())
-        if request.version == "fail":
-            raise errors.NotFound("it")
-        if request.version == "bug":
-            raise ZeroDivisionError("oops")
-        if request.version == "hang":
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.cancelled.set()
-        return VersionResponse(version=call.scope().namespace + "/" + request.version)
-
-    async def count(self, call, request):
-        for i in range(int(request.version)):
-            yield VersionResponse(version=str(i))
-        if request.revision:
-            raise errors.Conflict(request.revision)
-
-    async def join(self, call, requests):
-        return VersionResponse(version=",".join([r.version async for r in requests]))
-
-    async def chat(self, call, requests):
-        async for request in requests:
-            yield request
-            if request.version == "end":
-                return
 
 
 @pytest.fixture
@@ -72,10 +19,6 @@ def stub(service):
     router = Router()
     router.add(ECHO, service)
     return Stub(InProcess(router), ECHO, [("containerd-namespace", "n1")])
-
-
-def message(text: str, revision: str = "") -> VersionResponse:
-    return VersionResponse(version=text, revision=revision)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +34,33 @@ def test_snake_case(name, snake):
     assert snake_case(name) == snake
 
 
-async def test_unary(stub):
-    assert (await stub.say(message("hi"))).version == "n1/hi"
-    assert (await stub.say(message("encoded"))).version == "encoded"
+def test_a_service_is_added_once():
+    router = Router()
+    router.add(ECHO, object())
+    with pytest.raises(ValueError, match=r"test\.Echo"):
+        router.add(ECHO, object())
+    assert [service.name for service in router.services()] == ["test.Echo"]
+
+
+def test_texts_of_what_is_missing():
+    router = Router()
+    router.add(ECHO, object())
+    assert router.missing("/a.B/C") == "unknown service a.B"
+    assert router.missing("/test.Echo/C") == "unknown method C for service test.Echo"
+    assert router.missing("/test.Echo/Say") == "method Say not implemented"
+    assert router.missing("") == "unknown service "
+
+
+def test_a_stub_has_only_its_methods(stub):
+    with pytest.raises(AttributeError, match="shout"):
+        _ = stub.shout
+
+
+async def test_unary(stub, service):
+    assert (await stub.say(message("hi"))).version == "hi"
+    assert (await stub.say(message("encoded"))).version == "enco"
+    assert service.calls[0].scope().namespace == "n1"
+    assert service.calls[0].transport == "inprocess"
 
 
 async def test_errors_keep_their_class(stub):
@@ -114,7 +81,7 @@ async def test_deadline(stub, service):
 
 async def test_server_streaming(stub):
     assert [r.version async for r in stub.count(message("3"))] == ["0", "1", "2"]
-    responses = stub.count(message("2", "busy"))
+    responses = stub.count(message("2", "0"))
     assert [(await anext(responses)).version for _ in range(2)] == ["0", "1"]
     with pytest.raises(errors.Conflict, match=r"^busy: conflict$"):
         await anext(responses)

@@ -1,0 +1,128 @@
+"""Async. What both ends of a gRPC connection do with their socket.
+
+Frames that are made while one read is handled, or in one turn of the loop, go out in one write.
+Data is handed to the socket in chunks while it takes them; the rest waits in the queues of
+``http2.windows``, where streams take turns, and whoever sends on such a stream waits with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from cradled import errors
+from cradled.http2.connection import Connection
+from cradled.http2.hpack import Field
+from cradled.http2.streams import Buffer, Event, Stream
+from cradled.http2.windows import LOW
+from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX
+
+_CHUNK = 256 << 10  # bytes handed to the socket at a time
+_JOINED = 16 << 10  # messages up to this size are copied behind their prefix
+_CONTROL_LIMIT = 4 << 20  # bytes a peer may leave unread before we stop reading from it
+
+
+class GrpcConnection(asyncio.Protocol):
+    """One socket and the HTTP/2 connection on it; the roles add what they do with events."""
+
+    def __init__(self, server: bool, interpret: Callable[[list[Field]], Any]) -> None:
+        self.http2 = Connection(server, interpret)
+        self.loop = asyncio.get_running_loop()
+        self._paused = False
+        self._flushing = False
+
+    def handle(self, event: Event) -> None:
+        """Act on what the peer did."""
+        raise NotImplementedError
+
+    def handled(self) -> None:
+        """All events of a read have been acted on, and what that made has been written."""
+
+    # The transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none
+        transport.set_write_buffer_limits(high=2 * _CHUNK)
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._flushing = True  # all that is made now goes out below
+        for event in self.http2.receive(data):
+            self.handle(event)
+        self.flush()
+        if self.http2.closed:
+            self.transport.close()
+        self.handled()
+
+    def pause_writing(self) -> None:
+        self._paused = self.http2.outbox.hold = True
+
+    def resume_writing(self) -> None:
+        self._paused = self.http2.outbox.hold = False
+        self.transport.resume_reading()
+        self.flush()
+
+    # What calls do
+
+    def send_message(self, stream: Stream, *parts: Buffer, end: bool = False) -> None:
+        """Send a message; raises ResourceExhausted for one over the limit."""
+        size = sum(map(len, parts))
+        if size > MAX_MESSAGE:
+            raise too_large(size)
+        prefix = PREFIX.pack(0, size)
+        if size <= _JOINED:
+            self.http2.send_data(stream, b"".join((prefix, *parts)), end)
+            self.flush_soon()
+            return
+        self.http2.send_data(stream, prefix)
+        for part in parts[:-1]:
+            self.http2.send_data(stream, part)
+        self.http2.send_data(stream, parts[-1], end)
+        self.flush()
+
+    async def drained(self, stream: Stream) -> None:
+        """Wait until a stream is worth more data, or is over."""
+        if stream.queued > LOW:
+            future = self.loop.create_future()
+            stream.drained = partial(wake, future)
+            await future
+
+    def release(self, stream: Stream, size: int) -> None:
+        """Data of a stream has been consumed: the peer may send more."""
+        self.http2.release(stream, size)
+        if self.http2.outbox:
+            self.flush_soon()
+
+    def flush(self) -> None:
+        """Write what is there to be written."""
+        self._flushing = False
+        outbox, transport = self.http2.outbox, self.transport
+        while outbox and not transport.is_closing():
+            pieces = outbox.take(0 if self._paused else _CHUNK)
+            if pieces:
+                transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            if self._paused:
+                if transport.get_write_buffer_size() > _CONTROL_LIMIT:
+                    transport.pause_reading()
+                break
+
+    def flush_soon(self) -> None:
+        """Write before the loop waits again."""
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self.flush)
+
+
+def wake(future: asyncio.Future[None] | None) -> None:
+    """Resolve a future that somebody may wait for."""
+    if future is not None and not future.done():
+        future.set_result(None)
+
+
+def too_large(size: int) -> errors.Error:
+    """What the sender of a message of that size is told."""
+    return errors.ResourceExhausted(
+        f"grpc: trying to send message larger than max ({size} vs. {MAX_MESSAGE})"
+    )
