@@ -51,6 +51,7 @@ async def start(
     state: str,
     stack: AsyncExitStack,
     config_of: Callable[[Registration], Any],
+    properties: Mapping[str, str],
     disabled: Collection[str] = (),
     required: Collection[str] = (),
 ) -> Mapping[tuple[str, str], Plugin]:
@@ -65,7 +66,7 @@ async def start(
         plugin = Plugin(registration)
         if registration.init is not None:
             config = config_of(registration)
-            context = InitContext(plugin, config, root, state, stack, loaded)
+            context = InitContext(plugin, config, properties, root, state, stack, loaded)
             await _init(plugin, context)
         if plugin.error is not None and registration.uri in required:
             raise PluginError(f"load required plugin {registration.uri}: {plugin.error}")

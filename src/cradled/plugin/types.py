@@ -83,10 +83,15 @@ class Plugin:
 
 @dataclass(slots=True)
 class InitContext:
-    """What ``init`` is given. ``stack`` closes in reverse order when the daemon stops."""
+    """What ``init`` is given.
+
+    ``properties`` are the daemon's own facts: ``grpc_address`` and ``ttrpc_address``. ``stack``
+    closes in reverse order when the daemon stops.
+    """
 
     plugin: Plugin
     config: Any
+    properties: Mapping[str, str]
     root_base: str
     state_base: str
     stack: AsyncExitStack

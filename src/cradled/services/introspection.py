@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from cradled import filters
 from cradled.api import introspection_pb2 as pb
 from cradled.api.google_rpc_pb2 import Status
-from cradled.api.types_pb2 import Platform
+from cradled.api.types_pb2 import Platform as PlatformMessage
 from cradled.api.wellknown_pb2 import Any, Empty
 from cradled.convert.values import any_from_proto, any_to_proto
 from cradled.core.values import AnyValue
 from cradled.errors import FailedPrecondition, NotFound, Unimplemented
+from cradled.oci.platforms import Platform
 from cradled.plugin.types import Plugin
 from cradled.rpc.call import Call
 from cradled.rpc.status import to_status
@@ -30,12 +31,12 @@ class IntrospectionService:
         uuid: str,
         pid: int,
         pidns: int,
-        platform: tuple[str, str],
+        platform: Platform,
         providers: Mapping[tuple[str, str], InfoProvider],
     ) -> None:
         self._plugins = plugins
         self._server = pb.ServerResponse(uuid=uuid, pid=pid, pidns=pidns)
-        self._platform = Platform(os=platform[0], architecture=platform[1])
+        self._platform = PlatformMessage(os=platform.os, architecture=platform.architecture)
         self._providers = providers
 
     async def plugins(self, call: Call, request: pb.PluginsRequest) -> pb.PluginsResponse:
@@ -85,5 +86,5 @@ class IntrospectionService:
 
 def _fields(plugin: Plugin) -> filters.Adaptor:
     registration = plugin.registration
-    values = {("type",): registration.type, ("id",): registration.id}
+    values: dict[tuple[str, ...], str] = {("type",): registration.type, ("id",): registration.id}
     return lambda path: values.get(path)

@@ -1,0 +1,105 @@
+"""Async. The daemon without its public listeners: what the program and the library both run.
+
+Start: plugins in the order of the graph (stores, journal, metadata, engines, services), then the
+socket on which shims tell their events. Stop is the reverse; containers and their shims go on, and
+whoever owns root and state next finds them.
+
+    <state>/events.sock    0600; ttrpc; where every shim of this state reports, whoever owns it
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from cradled.daemon import listeners
+from cradled.daemon.builtins import REGISTRATIONS
+from cradled.daemon.config import Config
+from cradled.plugin import graph
+from cradled.plugin import types as t
+from cradled.plugin.types import Plugin
+from cradled.rpc.service import Router
+from cradled.rpc.ttrpc_server import TtrpcServer
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE = 0.5
+"""Seconds that calls under way are given when the daemon stops."""
+
+REQUIRED = (
+    f"{t.CONTENT}.content",
+    f"{t.EVENT}.exchange",
+    f"{t.METADATA}.bolt",
+    f"{t.RUNTIME}.task",
+)
+"""Without these there is nothing to serve: their failure stops the start."""
+
+
+class App:
+    """Enter it to run; the caller owns root and state (``listeners.hold``) all the while.
+
+    ``router`` has the gRPC services, ``ttrpc_router`` those for shims.
+    """
+
+    def __init__(self, config: Config, grpc_address: str = "") -> None:
+        self._config = config
+        self._stack = AsyncExitStack()
+        self._properties = {
+            "grpc_address": grpc_address,
+            "ttrpc_address": f"{config.state}/events.sock",
+        }
+        self.router = Router()
+        self.ttrpc_router = Router()
+        self.plugins: Mapping[tuple[str, str], Plugin] = {}
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    def get(self, type: str, id: str) -> Any:
+        """The instance of a plugin. Raises LookupError when it is not there."""
+        plugin = self.plugins[type, id]
+        if plugin.error is not None:
+            raise LookupError(f"no plugin {type}.{id}: {plugin.error}")
+        return plugin.instance
+
+    async def _start(self) -> None:
+        config = self._config
+        events = listeners.listen(self._properties["ttrpc_address"], mode=0o600)
+        self._stack.callback(listeners.unlink, events)
+        self.plugins = await graph.start(
+            REGISTRATIONS,
+            root=config.root,
+            state=config.state,
+            stack=self._stack,
+            config_of=config.section,
+            properties=self._properties,
+            disabled=config.disabled_plugins,
+            required={*REQUIRED, *config.required_plugins},
+        )
+        self._route(t.GRPC, self.router)
+        self._route(t.TTRPC, self.ttrpc_router)
+        server = TtrpcServer(self.ttrpc_router)
+        await server.serve(events)
+        self._stack.push_async_callback(server.stop, STOP_GRACE)
+
+    def _route(self, type: str, router: Router) -> None:
+        for (found, _), plugin in self.plugins.items():
+            if found == type and plugin.instance is not None:
+                for service, implementation in plugin.instance:
+                    router.add(service, implementation)

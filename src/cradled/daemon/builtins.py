@@ -1,0 +1,216 @@
+"""Async. The plugins this daemon is made of: one table, and how each is made.
+
+Cheap to import: what an ``init`` needs is imported when it runs. A plugin of type GRPC or TTRPC
+gives what it serves as pairs of a service's table and its implementation; the service plugins
+of the original, which only hand on, are listed because clients ask for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from typing import Any
+
+from cradled.daemon import sections
+from cradled.daemon.config import Config
+from cradled.plugin import types as t
+from cradled.plugin.types import InitContext, Registration, SkipPlugin
+from cradled.version import REVISION, SERVER_VERSION
+
+Served = list[tuple[Any, object]]
+
+_GRPC_SERVER = Registration(t.SERVER, "grpc", (t.GRPC,), config=sections.GrpcServer)
+_TTRPC_SERVER = Registration(t.SERVER, "ttrpc", (t.TTRPC,), config=sections.TtrpcServer)
+
+
+def endpoints(config: Config) -> tuple[sections.GrpcServer, sections.TtrpcServer]:
+    """Where the daemon listens."""
+    grpc: sections.GrpcServer = config.section(_GRPC_SERVER)
+    ttrpc: sections.TtrpcServer = config.section(_TTRPC_SERVER)
+    grpc = dataclasses.replace(grpc, address=grpc.address.removeprefix("unix://"))
+    address = ttrpc.address.removeprefix("unix://") or f"{grpc.address}.ttrpc"
+    return grpc, dataclasses.replace(ttrpc, address=address)
+
+
+def with_address(config: Config, address: str) -> Config:
+    """The configuration with another gRPC address, and ttrpc beside it."""
+    plugins = dict(config.plugins)
+    for registration, path in ((_GRPC_SERVER, address), (_TTRPC_SERVER, f"{address}.ttrpc")):
+        plugins[registration.uri] = {**plugins.get(registration.uri, {}), "address": path}
+    return dataclasses.replace(config, plugins=plugins)
+
+
+async def _content(context: InitContext) -> Any:
+    from cradled.content.local import open_store
+
+    context.export("root", context.root)
+    return await open_store(context.root)
+
+
+async def _exchange(context: InitContext) -> Any:
+    from cradled.events.exchange import Exchange
+    from cradled.events.journal import Journal
+
+    journal = Journal(context.state)
+    context.stack.callback(journal.close)
+    return Exchange(journal)
+
+
+async def _overlayfs(context: InitContext) -> Any:
+    from cradled.snapshotters.overlay import OverlaySnapshotter
+
+    config: sections.Overlay = context.config
+    snapshotter = OverlaySnapshotter(
+        config.root_path or context.root,
+        upperdir_label=config.upperdir_label,
+        sync_remove=config.sync_remove,
+        mount_options=config.mount_options,
+    )
+    await snapshotter.start()
+    context.stack.push_async_callback(snapshotter.aclose)
+    context.export("root", snapshotter.root)
+    context.plugin.capabilities.extend(snapshotter.capabilities)
+    return snapshotter
+
+
+async def _metadata(context: InitContext) -> Any:
+    from cradled.metadata.db import Database
+
+    config: sections.Metadata = context.config
+    os.makedirs(context.root, mode=0o700, exist_ok=True)
+    path = f"{context.root}/meta.db"
+    db = await Database.open(
+        path,
+        content=context.get(t.CONTENT, "content"),
+        snapshotters=context.all(t.SNAPSHOTTER),
+        publisher=context.get(t.EVENT, "exchange"),
+    )
+    context.stack.push_async_callback(db.aclose)
+    context.export("path", path)
+    context.export("policy", config.content_sharing_policy)
+    return db
+
+
+async def _scheduler(context: InitContext) -> Any:
+    from cradled.gc.scheduler import Scheduler
+
+    config: sections.Scheduler = context.config
+    context.export("PauseThreshold", f"{config.pause_threshold:g}")
+    context.export("DeletionThreshold", str(config.deletion_threshold))
+    context.export("MutationThreshold", str(config.mutation_threshold))
+    context.export("ScheduleDelay", config.schedule_delay)
+    return Scheduler(
+        context.get(t.METADATA, "bolt"),
+        pause_threshold=config.pause_threshold,
+        deletion_threshold=config.deletion_threshold,
+        mutation_threshold=config.mutation_threshold,
+        schedule_delay=sections.seconds(config.schedule_delay),
+        startup_delay=sections.seconds(config.startup_delay),
+    )
+
+
+async def _skip(context: InitContext) -> Any:
+    raise SkipPlugin
+
+
+async def _skip_tracing(context: InitContext) -> Any:
+    raise SkipPlugin("tracing endpoint not configured")
+
+
+async def _introspection(context: InitContext) -> Served:
+    from cradled.api.introspection_pb2 import Introspection
+    from cradled.daemon.identity import pid_namespace, server_uuid
+    from cradled.oci import platforms
+    from cradled.services.introspection import IntrospectionService
+
+    service = IntrospectionService(
+        context.loaded,
+        uuid=server_uuid(context.root),
+        pid=os.getpid(),
+        pidns=pid_namespace(),
+        platform=platforms.default(),
+        providers={},
+    )
+    return [(Introspection, service)]
+
+
+async def _version(context: InitContext) -> Served:
+    from cradled.api.version_pb2 import Version
+    from cradled.services.version import VersionService
+
+    return [(Version, VersionService(SERVER_VERSION, REVISION))]
+
+
+async def _ttrpc_events(context: InitContext) -> Served:
+    from cradled.api.events_ttrpc_pb2 import Events
+    from cradled.services.events_ttrpc import EventsTtrpcService
+
+    return [(Events, EventsTtrpcService(context.get(t.EVENT, "exchange")))]
+
+
+_DB = (t.METADATA, "bolt")
+_GC = (t.GC, "scheduler")
+_EXCHANGE = (t.EVENT, "exchange")
+
+
+def _served(id: str, table: str, service: str, *needs: tuple[str, str]) -> Registration:
+    """A plugin whose service takes the instances it ``needs``; both named ``module:name``."""
+
+    async def init(context: InitContext) -> Served:
+        implementation = _named("cradled.services", service)
+        return [(_named("cradled.api", table), implementation(*(context.get(*n) for n in needs)))]
+
+    return Registration(t.GRPC, id, (t.SERVICE, *(type for type, _ in needs)), init=init)
+
+
+def _named(package: str, name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(f"{package}.{module}"), attribute)
+
+
+def _service(name: str) -> Registration:
+    return Registration(t.SERVICE, f"{name}-service", (t.METADATA,))
+
+
+REGISTRATIONS: tuple[Registration, ...] = (
+    Registration(t.CONTENT, "content", init=_content),
+    Registration(t.EVENT, "exchange", init=_exchange),
+    Registration(
+        t.SNAPSHOTTER, "overlayfs", init=_overlayfs, config=sections.Overlay, has_platform=True
+    ),
+    Registration(
+        t.METADATA,
+        "bolt",
+        (t.CONTENT, t.EVENT, t.SNAPSHOTTER),
+        init=_metadata,
+        config=sections.Metadata,
+    ),
+    Registration(t.GC, "scheduler", (t.METADATA,), init=_scheduler, config=sections.Scheduler),
+    Registration(t.LEASE, "manager", (t.METADATA, t.GC)),
+    Registration(t.SERVER, "metrics", init=_skip),
+    Registration(t.SERVER, "grpc-tcp", (t.GRPC,), init=_skip),
+    Registration(t.SERVER, "debug", init=_skip),
+    Registration(t.TRACING, "otlp", init=_skip_tracing),
+    Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_skip_tracing),
+    _service("containers"),
+    _service("content"),
+    _service("images"),
+    _service("introspection"),
+    _service("namespaces"),
+    _service("snapshots"),
+    _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
+    _served("content", "content_pb2:Content", "content:ContentService", _DB),
+    _served("events", "events_service_pb2:Events", "events:EventsService", _EXCHANGE),
+    _served("healthcheck", "health_pb2:Health", "health:HealthService"),
+    _served("images", "images_pb2:Images", "images:ImagesService", _DB, _GC),
+    Registration(t.GRPC, "introspection", (t.SERVICE,), init=_introspection),
+    _served("leases", "leases_pb2:Leases", "leases:LeasesService", _DB, _GC),
+    _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService"),
+    _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),
+    _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", _DB),
+    Registration(t.GRPC, "version", init=_version),
+    Registration(t.TTRPC, "events", (t.EVENT,), init=_ttrpc_events),
+    _GRPC_SERVER,
+    _TTRPC_SERVER,
+)

@@ -1,0 +1,35 @@
+"""Blocking. Which daemon this is: an id kept for good, and the process."""
+
+from __future__ import annotations
+
+import os
+
+
+def server_uuid(directory: str) -> str:
+    """The id of this root, made when there is none."""
+    path = f"{directory}/uuid"
+    try:
+        with open(path, encoding="ascii") as file:
+            found = file.read().strip()
+    except FileNotFoundError:
+        found = ""
+    if found:
+        return found
+    import uuid
+
+    made = str(uuid.uuid4())
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    with open(f"{path}.new", "w", encoding="ascii") as file:
+        file.write(made)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"{path}.new", path)
+    return made
+
+
+def pid_namespace() -> int:
+    """The inode that names this process's pid namespace; 0 where it cannot be read."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0

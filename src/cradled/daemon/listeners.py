@@ -1,0 +1,115 @@
+"""Blocking. Sockets and the locks that keep two daemons apart. Imports little: it runs first.
+
+    <root>/lock, <state>/lock    flock of the one owner, with its pid as text; never removed
+
+The lock goes with the open file, so whatever way its owner ends, it is free. It is taken before a
+socket is bound, so of two daemons on one root only one ever touches the sockets.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+
+PATH_LIMIT = 107
+BACKLOG = 4096
+
+
+class StartError(Exception):
+    """The daemon cannot start here; the text says what to do about it."""
+
+
+def make_directory(path: str, mode: int, what: str) -> None:
+    """Make a directory, parents included; one that exists keeps its mode."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+        writable = os.access(path, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise StartError(f"{what} {path}: {error.strerror}") from error
+    if not writable:
+        raise StartError(f"{what} {path} is not writable for uid {os.geteuid()}")
+
+
+def hold(directory: str, what: str) -> int:
+    """Own a directory for as long as the returned descriptor is open.
+
+    Raises StartError that names the process holding it.
+    """
+    try:
+        fd = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"{what} {directory} is not writable: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 64, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        text = f"{what} {directory} is in use by another daemon (pid {holder})"
+        raise StartError(text) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def listen(path: str, *, mode: int = 0o660, uid: int = 0, gid: int = 0) -> socket.socket:
+    """A listening unix socket at ``path``; what a dead daemon left there is replaced.
+
+    Raises StartError when a living process listens there.
+    """
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise StartError(f"socket path {path} is longer than {PATH_LIMIT} bytes")
+    _clear(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(path)
+        os.chmod(path, mode)  # nobody can connect before listen
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            os.chown(path, uid, gid)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise StartError(f"cannot listen at {path}: {error.strerror}") from error
+    return sock
+
+
+def unlink(sock: socket.socket) -> None:
+    """Close a listening socket and remove its path."""
+    path = sock.getsockname()
+    sock.close()
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def _clear(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartError(f"cannot listen at {path}: {error.strerror}") from error
+    if not stat.S_ISSOCK(mode):
+        raise StartError(f"cannot listen at {path}: a file that is no socket is there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        found = probe.connect_ex(path)
+        if found in (0, errno.EAGAIN):  # EAGAIN: it listens, its queue is full
+            raise StartError(f"address {path} is in use{_listener(probe) if not found else ''}")
+    os.unlink(path)
+
+
+def _listener(connected: socket.socket) -> str:
+    """Peer credentials of a unix socket are those of the process that called listen."""
+    creds = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return f" by process {struct.unpack('3i', creds)[0]}"

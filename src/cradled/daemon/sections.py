@@ -1,0 +1,87 @@
+"""Pure. The configuration of each of our plugins, as in ``[plugins."<type>.<id>"]``.
+
+Keys and defaults are the original's; times are texts such as ``100ms``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from cradled.daemon.config import DEFAULT_ADDRESS, ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcServer:
+    address: str = DEFAULT_ADDRESS
+    uid: int = 0
+    gid: int = 0
+    max_recv_message_size: int = 16 << 20
+    max_send_message_size: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TtrpcServer:
+    """An empty address means that of gRPC with ``.ttrpc`` behind it."""
+
+    address: str = ""
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    content_sharing_policy: str = "shared"
+    no_sync: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    pause_threshold: float = 0.02
+    deletion_threshold: int = 0
+    mutation_threshold: int = 100
+    schedule_delay: str = "0s"
+    startup_delay: str = "100ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    root_path: str = ""
+    upperdir_label: bool = False
+    sync_remove: bool = False
+    slow_chown: bool = False
+    mount_options: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ShimManager:
+    env: list[str] = field(default_factory=list)
+    socket_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """``binary_name`` is ours: the OCI runtime where a container names none; empty: runc."""
+
+    platforms: list[str] = field(default_factory=list)
+    binary_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    default: list[str] = field(default_factory=lambda: ["walking"])
+    sync_fs: bool = False
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
+def seconds(text: str) -> float:
+    """A duration such as ``1m30s`` in seconds. Raises ConfigError."""
+    if text in ("", "0"):
+        return 0.0
+    parts = _DURATION.findall(text)
+    if "".join(number + unit for number, unit in parts) != text:
+        raise ConfigError(f'"{text}" is no duration (such as "100ms", "1m30s")')
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)

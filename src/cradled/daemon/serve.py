@@ -1,0 +1,132 @@
+"""Async. The daemon's life between its sockets and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from cradled.daemon import builtins, listeners, logs
+from cradled.daemon.app import STOP_GRACE, App
+from cradled.daemon.config import Config, ConfigError
+from cradled.daemon.notify import notify
+from cradled.plugin import types as t
+from cradled.plugin.graph import PluginError
+from cradled.rpc.grpc_server import GrpcServer
+from cradled.rpc.ttrpc_server import TtrpcServer
+from cradled.version import REVISION, SERVER_VERSION
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: Config,
+    warnings: Sequence[str],
+    sockets: tuple[socket.socket, socket.socket],
+    exit_idle: float,
+) -> int:
+    """Serve on the two listening sockets (gRPC, ttrpc) until told to stop; the exit status."""
+    try:
+        logs.setup(config.debug.level, config.debug.format)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for warning in warnings:
+        log.warning(warning)
+    log.info(
+        "starting cradled", extra={"fields": {"revision": REVISION, "version": SERVER_VERSION}}
+    )
+    faulthandler.register(signal.SIGUSR1)
+    _adjust_oom_score(config.oom_score)
+    try:
+        _run_loop(_serve(config, sockets, exit_idle))
+    except PluginError as error:
+        log.critical("%s", error)
+        return 1
+    finally:
+        for sock in sockets:
+            listeners.unlink(sock)
+    return 0
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    try:
+        import uvloop
+    except ImportError:
+        log.debug("uvloop is not there, using asyncio's own loop")
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
+async def _serve(
+    config: Config, sockets: tuple[socket.socket, socket.socket], exit_idle: float
+) -> None:
+    began = time.monotonic()
+    stop = _stop_on_signals()
+    address = builtins.endpoints(config)[0].address
+    async with AsyncExitStack() as stack:
+        if log.isEnabledFor(logging.DEBUG):
+            from cradled.aio.watchdog import Watchdog
+
+            stack.enter_context(Watchdog(asyncio.get_running_loop()))
+        app = await stack.enter_async_context(App(config, address))
+        grpc, ttrpc = GrpcServer(app.router), TtrpcServer(app.ttrpc_router)
+        await grpc.serve(sockets[0])
+        stack.push_async_callback(grpc.stop, STOP_GRACE)
+        await ttrpc.serve(sockets[1])
+        stack.push_async_callback(ttrpc.stop, STOP_GRACE)
+        notify("READY=1")
+        log.info("cradled successfully booted in %fs", time.monotonic() - began)
+        if exit_idle:
+            await _until_idle(app, grpc, stop, exit_idle)
+        else:
+            await stop.wait()
+        notify("STOPPING=1")
+        log.info("stopping")
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _until_idle(app: App, grpc: GrpcServer, stop: asyncio.Event, seconds: float) -> None:
+    """Until told to stop, or nobody was connected and nothing ran for so many seconds."""
+    tasks = app.get(t.RUNTIME, "task")
+    idle_since = time.monotonic()
+    while not stop.is_set():
+        now = time.monotonic()
+        if grpc.connections or tasks.count():
+            idle_since = now
+        left = idle_since + seconds - now
+        if left <= 0:
+            log.info("idle for %g s", seconds)
+            return
+        try:
+            async with asyncio.timeout(min(left, 5.0)):
+                await stop.wait()
+        except TimeoutError:
+            continue
+
+
+def _adjust_oom_score(score: int) -> None:
+    """Lowering it takes a capability that not every host gives: try, and say so."""
+    if not score:
+        return
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(score))
+    except OSError as error:
+        log.warning("cannot set oom_score %d for pid %d", score, os.getpid(), exc_info=error)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cradled.daemon.listeners import StartError, hold, listen, make_directory, unlink
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "s")
+
+
+def test_socket_has_its_mode_and_listens(path: str) -> None:
+    sock = listen(path, uid=os.geteuid(), gid=os.getegid())
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    unlink(sock)
+    assert not os.path.exists(path)
+
+
+def test_stale_socket_is_replaced(path: str) -> None:
+    listen(path, uid=os.geteuid(), gid=os.getegid()).close()
+    assert os.path.exists(path)
+    with listen(path, uid=os.geteuid(), gid=os.getegid()), socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+
+
+def test_living_socket_is_left_alone_and_its_owner_named(path: str) -> None:
+    ours = os.geteuid(), os.getegid()
+    with listen(path, uid=ours[0], gid=ours[1]):
+        with pytest.raises(StartError, match=f"in use by process {os.getpid()}"):
+            listen(path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+
+
+def test_full_queue_is_a_living_socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as full:
+        full.bind(path)
+        full.listen(0)
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+        try:
+            for client in clients:
+                client.setblocking(False)
+                client.connect_ex(path)
+            with pytest.raises(StartError, match="is in use"):
+                listen(path)
+        finally:
+            for client in clients:
+                client.close()
+
+
+def test_other_files_are_not_removed(path: str) -> None:
+    Path(path).write_text("precious")
+    with pytest.raises(StartError, match="no socket"):
+        listen(path)
+    assert Path(path).read_text() == "precious"
+
+
+def test_long_path_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="longer than 107"):
+        listen(str(tmp_path / ("x" * 120)))
+
+
+def test_missing_directory_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"cannot listen at .*No such file"):
+        listen(str(tmp_path / "absent" / "s"))
+
+
+def test_lock_names_its_holder(tmp_path: Path) -> None:
+    fd = hold(str(tmp_path), "root")
+    with pytest.raises(StartError, match=rf"root {tmp_path} is in use .*\(pid {os.getpid()}\)"):
+        hold(str(tmp_path), "root")
+    os.close(fd)
+    os.close(hold(str(tmp_path), "root"))
+
+
+def test_lock_is_not_inherited(tmp_path: Path) -> None:
+    fd = hold(str(tmp_path), "root")
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, close_fds=False
+    )
+    try:
+        os.close(fd)
+        os.close(hold(str(tmp_path), "root"))
+    finally:
+        child.communicate(b"\n")
+
+
+def test_directories_are_made_with_their_mode(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    make_directory(str(path), 0o711, "state")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o711
+    make_directory(str(path), 0o700, "state")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o711
+
+
+def test_directory_in_a_files_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises(StartError, match=f"root {tmp_path}/f"):
+        make_directory(str(tmp_path / "f"), 0o700, "root")
+    with pytest.raises(StartError, match=f"root {tmp_path}/f/x"):
+        make_directory(str(tmp_path / "f" / "x"), 0o700, "root")
