@@ -1,0 +1,117 @@
+"""Blocking. Control groups where the kernel shows them: which ones a process is in, who is in them.
+
+A process of a *legacy* or *hybrid* host is in one group per controller (``memory:/a``), and in one
+more of the unified hierarchy; on a *unified* host it is in that one only. The hierarchies are
+looked for where every distribution mounts them, below ``/sys/fs/cgroup``.
+
+Used by the shim: imports only ``os``.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = "/sys/fs/cgroup"
+
+# Any hierarchy tells the members of a container's group; these are there on every legacy host.
+_MEMBERS = ("devices", "memory", "pids", "freezer", "cpu", "name=systemd")
+
+
+class Cgroup:
+    """The groups of a process at the time it was asked."""
+
+    __slots__ = ("_text", "unified")
+
+    def __init__(self, text: str) -> None:
+        """``text`` is the content of ``/proc/<pid>/cgroup``."""
+        self._text = text
+        self.unified = all(line.startswith("0::") for line in text.split("\n") if line)
+
+    def directory(self, controller: str) -> str:
+        """The group's directory for a controller; empty when it has none."""
+        for line in self._text.split("\n"):
+            number, _, rest = line.partition(":")
+            names, _, path = rest.partition(":")
+            if self.unified and number == "0":
+                return ROOT + path
+            if controller in names.split(","):
+                return f"{ROOT}/{controller.removeprefix('name=')}{path}"
+        return ""
+
+    def exists(self) -> bool:
+        """Whether the group has not been removed yet."""
+        return os.path.isdir(self._members())
+
+    def pids(self) -> list[int]:
+        """The processes in the group and below it. Raises OSError when it is gone."""
+        return list(_pids(self._members()))
+
+    def thaw(self) -> None:
+        """Let a frozen group run. Raises OSError."""
+        if self.unified:
+            write(f"{self.directory('')}/cgroup.freeze", "0")
+        else:
+            write(f"{self.directory('freezer')}/freezer.state", "THAWED")
+
+    def _members(self) -> str:
+        for controller in _MEMBERS:
+            directory = self.directory(controller)
+            if directory:
+                return directory
+        return ""
+
+
+def of_process(pid: int) -> Cgroup:
+    """The groups of a process. Raises OSError when there is no such process."""
+    return Cgroup(read(f"/proc/{pid}/cgroup"))
+
+
+def directories(path: str) -> list[str]:
+    """The directories that make up the group ``path`` on this host, those that exist."""
+    if os.path.exists(f"{ROOT}/cgroup.controllers"):
+        candidates = [ROOT]
+    else:
+        candidates = [f"{ROOT}/{name}" for name in sorted(os.listdir(ROOT))]
+    found = (f"{candidate}/{path.strip('/')}" for candidate in candidates)
+    return [directory for directory in found if os.path.exists(f"{directory}/cgroup.procs")]
+
+
+def join(directory: str, pid: int) -> None:
+    """Move a process into a group. Raises OSError."""
+    write(f"{directory}/cgroup.procs", str(pid))
+
+
+def read(path: str) -> str:
+    """The content of a file the kernel makes up; one read, so that it is of one moment."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 65536)
+        while len(text) % 4096 == 0 and (more := os.read(fd, 65536)):
+            text += more
+    finally:
+        os.close(fd)
+    return text.decode(errors="surrogateescape")
+
+
+def write(path: str, text: str) -> None:
+    """Write to a file of the kernel in one call. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _pids(directory: str) -> Iterator[int]:
+    yield from map(int, read(f"{directory}/cgroup.procs").split())
+    with os.scandir(directory) as entries:
+        below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for path in below:
+        try:
+            yield from _pids(path)
+        except OSError:  # removed meanwhile
+            continue

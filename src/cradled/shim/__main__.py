@@ -1,0 +1,205 @@
+"""Blocking. The program ``containerd-shim-cradled-v2``: start, delete, -info, and serving.
+
+    containerd-shim-cradled-v2 -namespace NS -address GRPC -id ID [-bundle PATH] start|delete
+
+The contract is containerd's, all versions of it (``bootstrap``), so a foreign daemon can use this
+shim. ``start`` forks what serves, after its socket listens, and does not wait for it. ``delete``
+cleans up after a shim that is gone. Without an action it serves on descriptor 3.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+from time import time_ns
+
+from cradled.errors import Error
+from cradled.linux import cgroup, mount, oom
+from cradled.linux.signals import SIGKILL
+from cradled.linux.spawn import spawn
+from cradled.shim import bootstrap, bundle, runc
+from cradled.shim import messages as m
+from cradled.shim.codec import decode, encode
+from cradled.shim.publisher import timestamp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cradled.shim.bootstrap import Flags, Start
+
+NAME = "io.containerd.cradled.v2"
+_FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+_KILLED = 128 + SIGKILL
+_LISTENER = 3
+_BACKLOG = 128
+
+
+def main() -> int:
+    """Run the program; the status to exit with."""
+    try:
+        flags = bootstrap.parse_flags(sys.argv[1:])
+        if {"v", "version"} & flags.switches:
+            print(f"{sys.argv[0]}:\n  Version:  {_version()}")
+        elif "info" in flags.switches:
+            os.write(1, _info(sys.stdin.buffer.read()))
+        elif flags.action == "start":
+            os.write(1, _start(flags))
+        elif flags.action == "delete":
+            os.write(1, _delete(flags))
+        else:
+            _serve(socket(AF_UNIX, SOCK_STREAM, 0, _LISTENER), flags["namespace"], _ttrpc(flags))
+    except (Error, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _start(flags: Flags) -> bytes:
+    """Make sure that a shim serves the container's group; where it does."""
+    start = bootstrap.Start(flags, os.environ, _stdin())
+    directory = flags["bundle"] or os.getcwd()
+    group = start.group(bundle.group_annotations(directory))
+    path = _socket_path(start, group)
+    address = f"unix://{path}"
+    listener = _listen(path)
+    if listener is not None:
+        pid = os.fork()
+        if pid == 0:
+            _become_shim(listener, start)
+        _place(pid, start.options.shim_cgroup)
+    if not start.modern:
+        # Where older daemons look for the shim after their restart.
+        bundle.write(f"{directory}/address", address, 0o644)
+    return start.answer(address)
+
+
+def _become_shim(listener: socket, start: Start) -> None:
+    status = 1
+    try:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):  # the daemon waits for the end of our output
+            os.dup2(null, fd)
+        os.close(null)
+        _serve(listener, start.namespace, start.ttrpc_address)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _serve(listener: socket, namespace: str, ttrpc_address: str) -> None:
+    # Not needed to start a shim where one serves the group already, nor to delete.
+    from cradled.shim.supervise import Settings, run
+
+    os.set_inheritable(listener.fileno(), False)
+    run(listener, Settings(namespace, os.getcwd(), ttrpc_address))
+
+
+def _listen(path: str) -> socket | None:
+    """A listening socket; None when somebody listens there already."""
+    if _is_served(path):
+        return None
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    umask = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(umask)
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _is_served(path: str) -> bool:
+    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        sock.connect(path)
+    except OSError:
+        return False
+    finally:
+        sock.close()
+    return True
+
+
+def _socket_path(start: Start, group: str) -> str:
+    key = bootstrap.socket_key(start.grpc_address, start.namespace, group)
+    return f"{start.socket_dir.rstrip('/')}/{_sha256(key.encode())}"
+
+
+def _sha256(data: bytes) -> str:
+    try:  # hashlib would load all of OpenSSL
+        from _sha2 import sha256  # type: ignore[import-not-found]
+    except ImportError:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # Python 3.11
+    return sha256(data).hexdigest()  # type: ignore[no-any-return]
+
+
+def _place(pid: int, group: str) -> None:
+    """Put the serving process where the options want it; a little likelier to be killed than us."""
+    if group:
+        for directory in cgroup.directories(group):
+            cgroup.join(directory, pid)
+    oom.set_score(min(oom.score() + 1, oom.MAX_SCORE), pid)
+
+
+def _delete(flags: Flags) -> bytes:
+    """Remove what a dead shim has left of a container."""
+    directory = flags["bundle"] or os.getcwd()
+    options = bundle.load_options(directory, m.Options())
+    root = f"{options.root or runc.DEFAULT_ROOT}/{flags['namespace']}"
+    argv = runc.argv(options, root, f"{directory}/log.json", "delete", "--force", flags["id"])
+    _, status = os.waitpid(spawn(argv, runc.environment()), 0)
+    if status:
+        print(f"{argv[0]} delete --force {flags['id']}: status {status}", file=sys.stderr)
+    mount.unmount_below(f"{directory}/rootfs", detach=True)
+    ended = bundle.load_exit(directory)
+    if ended is None:
+        try:
+            pid = bundle.read_pid(f"{directory}/init.pid")
+        except Error:
+            pid = 0
+        ended = (pid, _KILLED, time_ns())
+    pid, code, at = ended
+    return encode(m.DeleteResponse(pid=pid, exit_status=code, exited_at=timestamp(at)))
+
+
+def _info(stdin: bytes) -> bytes:
+    """What this shim and the runtime in the options on stdin can do."""
+    options = decode(m.Any, stdin) if stdin else None
+    chosen = decode(m.Options, options.value) if options is not None else m.Options()
+    binary = chosen.binary_name or runc.DEFAULT_BINARY
+    features = _output([binary, "features"])
+    info = m.RuntimeInfo(
+        name=NAME,
+        version=m.RuntimeVersion(version=_version()),
+        options=options,
+        features=m.Any(type_url=_FEATURES, value=features) if features else None,
+    )
+    return encode(info)
+
+
+def _output(argv: list[str]) -> bytes:
+    fd = os.memfd_create("output", os.MFD_CLOEXEC)
+    _, status = os.waitpid(spawn(argv, runc.environment(), (None, fd, None)), 0)
+    return os.pread(fd, os.fstat(fd).st_size, 0) if status == 0 else b""
+
+
+def _stdin() -> bytes:
+    return b"" if os.isatty(0) else sys.stdin.buffer.read()
+
+
+def _ttrpc(flags: Flags) -> str:
+    return os.environ.get("TTRPC_ADDRESS") or f"{flags['address']}.ttrpc"
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("cradled")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Blocking. The bundle directory, as far as the shim writes and reads it.
+
+options.json   the runtime options, zero values left out      \\  for the ``delete`` program,
+runtime        the name of the runtime                        /   which starts with nothing else
+init.pid       by the runtime
+exit.json      {"pid":1,"exit_status":0,"exited_at":<ns>}: the end of init, before it is told
+rootfs/        where the root file system is mounted
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cradled.errors import Error
+from cradled.linux import cgroup, fs, mount
+from cradled.shim.bootstrap import GROUP_ANNOTATIONS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cradled.shim.messages import Mount, Options
+
+
+def save_options(bundle: str, options: Options, binary: str) -> None:
+    """Write ``options.json`` and ``runtime``."""
+    values = [(name, getattr(options, name)) for name, _, _ in options.FIELDS.values()]
+    pairs = ",".join(f"{_json(name)}:{_json(value)}" for name, value in values if value)
+    write(f"{bundle}/options.json", f"{{{pairs}}}", 0o600)
+    write(f"{bundle}/runtime", binary, 0o600)
+
+
+def load_options(bundle: str, options: Options) -> Options:
+    """Fill in what ``options.json`` and ``runtime`` say; files that are missing say nothing."""
+    import json  # for the delete program only
+
+    try:
+        with open(f"{bundle}/options.json", "rb") as file:
+            values = json.load(file)
+        for name, _, _ in options.FIELDS.values():
+            if name in values:
+                setattr(options, name, values[name])
+    except (OSError, ValueError):
+        pass
+    try:
+        with open(f"{bundle}/runtime", encoding="utf-8") as file:
+            options.binary_name = file.read().strip() or options.binary_name
+    except OSError:
+        pass
+    return options
+
+
+def save_exit(bundle: str, pid: int, status: int, at: int) -> None:
+    """Write ``exit.json``, whole or not at all."""
+    text = f'{{"pid":{pid},"exit_status":{status},"exited_at":{at}}}'
+    try:  # noqa: SIM105 (contextlib is not worth its import)
+        fs.atomic_write(f"{bundle}/exit.json", text.encode(), sync=False)
+    except OSError:
+        pass  # the bundle is gone: nobody will come and ask
+
+
+def load_exit(bundle: str) -> tuple[int, int, int] | None:
+    """(pid, status, time) of an init whose end was seen; None otherwise."""
+    import json  # for the delete program only
+
+    try:
+        with open(f"{bundle}/exit.json", "rb") as file:
+            values = json.load(file)
+        return values["pid"], values["exit_status"], values["exited_at"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def read_pid(path: str) -> int:
+    """The number in a pid file. Raises Error."""
+    try:
+        return int(cgroup.read(path))
+    except (OSError, ValueError) as error:
+        raise Error(f"failed to retrieve OCI runtime container pid: {error}") from None
+
+
+def is_first_of_namespace(pid: int) -> bool:
+    """Whether the kernel ends all others of a pid namespace with this process. Raises OSError."""
+    for line in cgroup.read(f"/proc/{pid}/status").split("\n"):
+        if line.startswith("NSpid:"):
+            numbers = line.split()
+            return len(numbers) > 2 and numbers[-1] == "1"
+    return False
+
+
+def mount_rootfs(bundle: str, mounts: Sequence[Mount]) -> None:
+    """Make the mounts below ``rootfs``. Raises Error; nothing stays mounted then."""
+    if not mounts:
+        return
+    root = f"{bundle}/rootfs"
+    try:
+        os.makedirs(root, 0o711, exist_ok=True)
+        mount.mount_all([(x.type, x.source, x.options, x.target) for x in mounts], root)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = (error.strerror or str(error)).lower()
+        raise Error(f"failed to mount rootfs component: {where}{reason}") from None
+    except ValueError as error:
+        raise Error(f"failed to mount rootfs component: {error}") from None
+
+
+def unmount_rootfs(bundle: str, mounts: Sequence[Mount]) -> None:
+    """Undo the mounts; one that is in use goes when it is free."""
+    root = f"{bundle}/rootfs"
+    if any(x.target for x in mounts):
+        mount.unmount_below(root, detach=True)
+    elif mounts:
+        try:
+            mount.unmount_all(root)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            mount.unmount_all(root, detach=True)
+
+
+def group_annotations(bundle: str) -> dict[str, str]:
+    """The annotations of the container's spec, those that say which shim it belongs to at least.
+
+    A spec that does not name one of these is not parsed.
+    """
+    try:
+        with open(f"{bundle}/config.json", "rb") as file:
+            spec = file.read()
+    except OSError:
+        return {}
+    if not any(name.encode() in spec for name in GROUP_ANNOTATIONS):
+        return {}
+    import json  # for the start program only
+
+    try:
+        found = json.loads(spec).get("annotations") or {}
+    except (ValueError, AttributeError):
+        return {}
+    return {name: found[name] for name in GROUP_ANNOTATIONS if isinstance(found.get(name), str)}
+
+
+def write(path: str, text: str, mode: int) -> None:
+    """Write a file, not atomically."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        fs.write_all(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _json(value: str | int | bool) -> str:
+    """A value as JSON, without the ``json`` module, whose import pays for regular expressions."""
+    if isinstance(value, str):
+        plain = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in plain) + '"'
+    return str(value).lower()

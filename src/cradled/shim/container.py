@@ -1,0 +1,489 @@
+"""Async. One container: its init, the execs in it, and the order in which their lives are told.
+
+``create`` is told before ``start``, that before ``exit``: the end of an init that dies while it is
+started is held back until its start has been told. The end of init is told last, after those of
+all execs that ran. When init is not the first of a pid namespace of its own, the kernel does not
+end what it leaves behind, so then the whole cgroup is killed. The end of init is written to the
+bundle (``exit.json``) before it is told: a daemon that was away can always learn it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cradled.errors import AlreadyExists, Error, FailedPrecondition, NotFound
+from cradled.linux import cgroup, fs, pty
+from cradled.linux.signals import SIGKILL
+from cradled.shim import bundle, runc
+from cradled.shim import messages as m
+from cradled.shim.cgroup import metrics
+from cradled.shim.codec import encode
+from cradled.shim.console import ConsoleSocket
+from cradled.shim.loop import Future, Lock
+from cradled.shim.oom import OomWatch
+from cradled.shim.process import PAUSED, PAUSING, RUNNING, STOPPED, State
+from cradled.shim.publisher import EXIT, timestamp
+from cradled.shim.stdio import Names, Streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cradled.linux.cgroup import Cgroup
+    from cradled.shim.loop import Loop
+    from cradled.shim.publisher import Publisher
+    from cradled.shim.reaper import Ending, Reaper
+
+DRAIN = 10.0
+"""Seconds that the deletion of a process waits for its output to be passed on."""
+
+
+class Supervisor:
+    """What all containers of a shim share."""
+
+    __slots__ = ("loop", "namespace", "publisher", "reaper", "runc_root")
+
+    def __init__(
+        self, loop: Loop, reaper: Reaper, publisher: Publisher, namespace: str, runc_root: str
+    ) -> None:
+        self.loop = loop
+        self.reaper = reaper
+        self.publisher = publisher
+        self.namespace = namespace
+        self.runc_root = runc_root
+
+
+class Process:
+    """An init (``id`` empty) or an exec."""
+
+    __slots__ = (
+        "ended",
+        "exit_status",
+        "exited",
+        "exited_at",
+        "id",
+        "lock",
+        "names",
+        "pid",
+        "spec",
+        "starting",
+        "state",
+        "streams",
+    )  # fmt: skip
+
+    def __init__(self, id: str, names: Names, spec: bytes = b"") -> None:
+        self.id = id
+        self.names = names
+        self.spec = spec
+        self.state = State(init=not id)
+        self.lock = Lock()
+        self.streams: Streams | None = None
+        self.pid = 0
+        self.ended = Future()
+        """The ``Ending``: from here on the pid may be another process's."""
+        self.exited = Future()
+        """Done when the end has been told."""
+        self.starting: Future | None = None
+        """While not done, the end must not be told."""
+        self.exit_status = 0
+        self.exited_at = 0
+
+
+class Container:
+    """A container in a bundle, from before its creation to its deletion."""
+
+    def __init__(self, shim: Supervisor, request: m.CreateTaskRequest, options: m.Options) -> None:
+        self._shim = shim
+        self.id = request.id
+        self.bundle = request.bundle
+        self._request = request
+        self._options = options
+        self._runc = runc.Runc(
+            shim.reaper,
+            options,
+            f"{options.root or shim.runc_root}/{shim.namespace}",
+            f"{request.bundle}/log.json",
+        )
+        names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
+        self.init = Process("", names)
+        self.execs: dict[str, Process] = {}
+        self._consoles = 0
+        self._group: Cgroup | None = None
+        self._oom: OomWatch | None = None
+        self._first_of_namespace = False
+
+    def process(self, exec_id: str) -> Process:
+        """The init, or an exec. Raises NotFound."""
+        if not exec_id:
+            return self.init
+        process = self.execs.get(exec_id)
+        if process is None:
+            raise NotFound(f"process does not exist {exec_id}")
+        return process
+
+    # The life of init
+
+    async def create(self) -> int:
+        """Mount the root file system and have the runtime create; undone when it fails.
+
+        Of a container that is to be restored from a checkpoint, creation is left to the start.
+        """
+        request, init = self._request, self.init
+        if self._shim.runc_root != runc.DEFAULT_ROOT:
+            # Where the delete program has to look, should this process die.
+            self._options.root = self._options.root or self._shim.runc_root
+        bundle.save_options(self.bundle, self._options, self._runc.binary)
+        bundle.mount_rootfs(self.bundle, request.rootfs)
+        try:
+            if not request.checkpoint:
+                await self._launch(
+                    init,
+                    "OCI runtime create failed",
+                    lambda console: runc.create_words(
+                        self._options, self.bundle, self._pid_file("init"), console, self.id
+                    ),
+                )
+        except BaseException:
+            bundle.unmount_rootfs(self.bundle, request.rootfs)
+            raise
+        io = m.TaskIO(
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            terminal=request.terminal,
+        )
+        event = m.TaskCreate(
+            container_id=self.id,
+            bundle=self.bundle,
+            rootfs=request.rootfs,
+            io=io,
+            checkpoint=request.checkpoint,
+            pid=init.pid,
+        )
+        self._shim.publisher.send("/tasks/create", event)
+        if init.pid:
+            self._attend()
+        return init.pid
+
+    async def start(self) -> int:
+        """Start what was created; returns the pid."""
+        init = self.init
+        turn = await init.lock.hold()
+        try:
+            init.state.check("start")
+            init.starting = Future()
+            try:
+                await self._start()
+                init.state.done("start")
+                event = m.TaskStart(container_id=self.id, pid=init.pid)
+                self._shim.publisher.send("/tasks/start", event)
+            finally:
+                init.starting.set()
+        finally:
+            turn.set()
+        return init.pid
+
+    async def delete(self) -> Process:
+        """Remove what is left of an ended, or never started, container."""
+        init, publisher = self.init, self._shim.publisher
+        turn = await init.lock.hold()
+        try:
+            init.state.check("delete")
+            if init.state.now == STOPPED and init.streams is not None:
+                await init.streams.drain(DRAIN)
+            await self._runc.delete(self.id)
+            if init.pid:  # deleting kills one that was never started
+                await self._shim.loop.within(init.exited, DRAIN)
+            for process in (*self.execs.values(), init):
+                if process.streams is not None:
+                    await process.streams.close()
+            if self._oom is not None:
+                self._oom.close()
+            bundle.unmount_rootfs(self.bundle, self._request.rootfs)
+            init.state.done("delete")
+        finally:
+            turn.set()
+        event = m.TaskDelete(
+            container_id=self.id,
+            pid=init.pid,
+            exit_status=init.exit_status,
+            exited_at=timestamp(init.exited_at),
+        )
+        publisher.send("/tasks/delete", event)
+        return init
+
+    # The life of an exec
+
+    def add_exec(self, request: m.ExecProcessRequest) -> None:
+        """Register an exec. Raises AlreadyExists."""
+        if request.exec_id in self.execs:
+            raise AlreadyExists(f"id {request.exec_id}")
+        self.init.state.check("exec")
+        names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
+        spec = request.spec.value if request.spec is not None else b""
+        self.execs[request.exec_id] = Process(request.exec_id, names, spec)
+        event = m.TaskExecAdded(container_id=self.id, exec_id=request.exec_id)
+        self._shim.publisher.send("/tasks/exec-added", event)
+
+    async def start_exec(self, exec_id: str) -> int:
+        """Start a registered exec; returns its pid."""
+        process = self.process(exec_id)
+        turn = await process.lock.hold()
+        try:
+            if self.init.ended.done:
+                raise FailedPrecondition(f"container {self.id} init process is not running")
+            process.state.check("start")
+            process.starting = Future()
+            try:
+                await self._start_exec(process)
+            except BaseException:
+                process.exited.set()  # it never will: nobody shall wait for it
+                raise
+            finally:
+                process.starting.set()
+        finally:
+            turn.set()
+        return process.pid
+
+    async def delete_exec(self, exec_id: str) -> Process:
+        """Forget an exec that has ended or was never started."""
+        process = self.process(exec_id)
+        turn = await process.lock.hold()
+        try:
+            process.state.check("delete")
+            if process.streams is not None:
+                await process.streams.drain(DRAIN)
+                await process.streams.close()
+            process.state.done("delete")
+            self.execs.pop(exec_id, None)
+        finally:
+            turn.set()
+        return process
+
+    # What is done to processes
+
+    async def kill(self, exec_id: str, signal: int, *, all: bool) -> None:
+        """Send a signal to a process, or to all of the container."""
+        process = self.process(exec_id)
+        if process.pid == 0:
+            raise FailedPrecondition("process not created")
+        if process.ended.done:
+            raise NotFound("process already finished")
+        if not exec_id and (all or not self._runc.plain):
+            await self._runc.kill(self.id, signal, all=all)
+            return
+        os.kill(process.pid, signal)
+        if not exec_id and signal == SIGKILL and process.state.now == PAUSED and self._group:
+            self._group.thaw()  # or the signal would wait for resume
+
+    async def pause(self) -> None:
+        """Freeze all processes."""
+        init = self.init
+        turn = await init.lock.hold()
+        try:
+            init.state.check("pause")
+            init.state.now = PAUSING
+            try:
+                await self._runc.run("OCI runtime pause failed", "pause", self.id)
+                init.state.done("pause")
+            finally:
+                if init.state.now == PAUSING:
+                    init.state.now = RUNNING
+        finally:
+            turn.set()
+        self._shim.publisher.send("/tasks/paused", m.TaskPaused(container_id=self.id))
+
+    async def resume(self) -> None:
+        """Let frozen processes run."""
+        await self._locked("resume", "OCI runtime resume failed", "resume", self.id)
+        self._shim.publisher.send("/tasks/resumed", m.TaskResumed(container_id=self.id))
+
+    async def dump(self, path: str, options: m.CheckpointOptions) -> None:
+        """Write a checkpoint to ``path``."""
+        words = runc.checkpoint_words(options, path, self._criu_work(), self.id)
+        await self._locked("checkpoint", "OCI runtime checkpoint failed", *words)
+
+    async def update(self, resources: bytes) -> None:
+        """Set resource limits, given as JSON."""
+        fd = os.memfd_create("resources", os.MFD_CLOEXEC)
+        try:
+            fs.write_all(fd, resources)
+            os.lseek(fd, 0, os.SEEK_SET)
+            failure = "OCI runtime update failed"
+            await self._locked("update", failure, "update", "--resources=-", self.id, stdin=fd)
+        finally:
+            os.close(fd)
+
+    async def pids(self) -> list[m.ProcessInfo]:
+        """All processes; those that were started as execs say so."""
+        if self._runc.plain:
+            pids = self._group.pids() if self._group is not None and self._group.exists() else []
+        else:
+            failure = "OCI runtime ps failed"
+            text = await self._runc.output(failure, "ps", "--format", "json", self.id)
+            pids = [int(word) for word in text.decode().strip("[] \nul").split(",") if word]
+        execs = {process.pid: process.id for process in self.execs.values() if process.pid}
+        return [m.ProcessInfo(pid=pid, info=_details(execs.get(pid))) for pid in pids]
+
+    def stats(self) -> m.Any:
+        """The cgroup's figures. Raises NotFound."""
+        if self._group is None or not self._group.exists():
+            raise NotFound("cgroup does not exist")
+        message = metrics(self._group)
+        return m.Any(type_url=message.NAME, value=encode(message))
+
+    def close_stdin(self, exec_id: str) -> None:
+        """Let a process see the end of its input."""
+        streams = self.process(exec_id).streams
+        if streams is not None:
+            streams.close_stdin()
+
+    def resize(self, exec_id: str, width: int, height: int) -> None:
+        """Set the size of a process's terminal; nothing happens where it has none."""
+        streams = self.process(exec_id).streams
+        if streams is not None and streams.master >= 0:
+            pty.set_size(streams.master, width, height)
+
+    # Inside
+
+    async def _start(self) -> None:
+        if not self._request.checkpoint:
+            await self._runc.run("OCI runtime start failed", "start", self.id)
+            return
+        await self._launch(
+            self.init,
+            "OCI runtime restore failed",
+            lambda console: runc.restore_words(
+                self._options,
+                [self._request.checkpoint, self._criu_work()],
+                [self.bundle, self._pid_file("init")],
+                console,
+                self.id,
+            ),
+        )
+        self._attend()
+
+    async def _start_exec(self, process: Process) -> None:
+        spec = f"{self.bundle}/{process.id}.process"
+        pid_file = self._pid_file(process.id)
+        fs.atomic_write(spec, process.spec, 0o600, sync=False)
+        try:
+            await self._launch(
+                process,
+                "OCI runtime exec failed",
+                lambda console: runc.exec_words(spec, pid_file, console, self.id),
+            )
+        finally:
+            os.unlink(spec)
+        process.spec = b""
+        process.state.done("start")
+        event = m.TaskExecStarted(container_id=self.id, exec_id=process.id, pid=process.pid)
+        self._shim.publisher.send("/tasks/exec-started", event)
+        self._shim.loop.spawn(self._follow(process))
+
+    async def _launch(
+        self, process: Process, failure: str, words: Callable[[str], list[str]]
+    ) -> None:
+        """Have the runtime make a process, on its streams. ``words`` takes the console socket."""
+        shim = self._shim
+        owner = (self._options.io_uid, self._options.io_gid)
+        streams = Streams(shim.loop, shim.reaper, process.names, owner)
+        process.streams = streams
+        try:
+            await streams.open({"CONTAINER_ID": self.id, "CONTAINER_NAMESPACE": shim.namespace})
+            with shim.reaper:
+                if process.names.terminal:
+                    await self._run_on_terminal(streams, failure, words)
+                else:
+                    await self._runc.run(failure, *words(""), fds=streams.child)
+                process.pid = bundle.read_pid(self._pid_file(process.id or "init"))
+                process.ended = shim.reaper.watch(process.pid)
+        except BaseException:
+            await streams.close()
+            raise
+        streams.started()
+
+    async def _run_on_terminal(
+        self, streams: Streams, failure: str, words: Callable[[str], list[str]]
+    ) -> None:
+        self._consoles += 1
+        with ConsoleSocket(self.bundle, f"{self._consoles}.pty") as console:
+            await self._runc.run(failure, *words(console.path))
+            try:
+                streams.attach(console.receive())
+            except OSError as error:
+                raise Error(f"failed to retrieve console master: {error}") from None
+
+    def _attend(self) -> None:
+        """Learn what is known only while init lives, and wait for its end."""
+        init = self.init
+        try:
+            self._group = cgroup.of_process(init.pid)
+            self._first_of_namespace = bundle.is_first_of_namespace(init.pid)
+        except OSError:
+            pass  # dead already
+        if self._group is not None:
+            self._oom = OomWatch(self._shim.loop, self._group, self._tell_oom)
+        self._shim.loop.spawn(self._follow(init))
+
+    def _tell_oom(self) -> None:
+        self._shim.publisher.send("/tasks/oom", m.TaskOOM(container_id=self.id))
+
+    async def _follow(self, process: Process) -> None:
+        """Wait for the end of a process and tell it when its turn has come."""
+        ending: Ending = await process.ended
+        if process.starting is not None:
+            await process.starting
+        if process is self.init:
+            await self._last_rites()
+            bundle.save_exit(self.bundle, process.pid, ending.status, ending.at)
+        process.exit_status = ending.status
+        process.exited_at = ending.at
+        process.state.done("exit")
+        event = m.TaskExit(
+            container_id=self.id,
+            id=process.id or self.id,
+            pid=process.pid,
+            exit_status=ending.status,
+            exited_at=timestamp(ending.at),
+        )
+        self._shim.publisher.send(EXIT, event)
+        process.exited.set()
+
+    async def _last_rites(self) -> None:
+        """End what init has left behind, and wait until the ends of all execs have been told."""
+        if not self._first_of_namespace:
+            try:  # noqa: SIM105 (contextlib is not worth its import)
+                await self._runc.kill(self.id, SIGKILL, all=True)
+            except Error:
+                pass  # nothing left to kill
+        for process in list(self.execs.values()):
+            if process.starting is not None:
+                await process.starting
+            if process.pid:
+                await process.exited
+
+    async def _locked(
+        self, action: str, failure: str, *words: str, stdin: int | None = None
+    ) -> None:
+        init = self.init
+        turn = await init.lock.hold()
+        try:
+            init.state.check(action)
+            await self._runc.run(failure, *words, fds=(stdin, None, None))
+            init.state.done(action)
+        finally:
+            turn.set()
+
+    def _pid_file(self, name: str) -> str:
+        return f"{self.bundle}/{name}.pid"
+
+    def _criu_work(self) -> str:
+        return self._options.criu_work_path or f"{self.bundle}/work/criu-work"
+
+
+def _details(exec_id: str | None) -> m.Any | None:
+    if exec_id is None:
+        return None
+    details = m.ProcessDetails(exec_id=exec_id)
+    return m.Any(type_url=details.NAME, value=encode(details))

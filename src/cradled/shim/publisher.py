@@ -1,0 +1,144 @@
+"""Async. Events on their way to the daemon: Forward calls on one ttrpc connection, in order.
+
+An event is sent when the one before it has been answered. One that the daemon refuses is tried
+again after 1, 2, 3, ... seconds and dropped after five times. A daemon that is away is waited for,
+for its restart must not lose an exit; the queue is bounded, and what does not fit is dropped from
+its old end, exits last.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
+from time import time_ns
+
+from cradled.shim import log
+from cradled.shim import messages as m
+from cradled.shim.codec import encode
+from cradled.shim.loop import Closed, Future
+from cradled.ttrpc.connection import CLIENT, Connection, ResponseReceived
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cradled.shim.codec import Message
+    from cradled.shim.loop import Loop
+
+SERVICE = "containerd.services.events.ttrpc.v1.Events"
+TIMEOUT = 5.0
+TRIES = 5
+MAX_QUEUE = 4096
+
+EXIT = "/tasks/exit"
+
+
+class Publisher:
+    """Sends events to ``address``; an empty one means that nobody wants them."""
+
+    def __init__(self, loop: Loop, address: str, namespace: str) -> None:
+        self._loop = loop
+        self._address = address.removeprefix("unix://")
+        self._namespace = namespace
+        self._queue: list[tuple[str, bytes]] = []
+        self._running: Future | None = None
+        self._socket: socket | None = None
+        self._connection = Connection(CLIENT)
+
+    def send(self, topic: str, event: Message) -> None:
+        """Queue an event; it carries the time of this call."""
+        if not self._address:
+            return
+        envelope = m.Envelope(
+            timestamp=timestamp(time_ns()),
+            namespace=self._namespace,
+            topic=topic,
+            event=m.Any(type_url=event.NAME, value=encode(event)),
+        )
+        self._queue.append((topic, encode(m.ForwardRequest(envelope=envelope))))
+        if len(self._queue) > MAX_QUEUE:
+            self._drop()
+        if self._running is None or self._running.done:
+            self._running = self._loop.spawn(self._run())
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until all is sent, but no longer."""
+        if self._running is not None:
+            await self._loop.within(self._running, seconds)
+
+    def _drop(self) -> None:
+        for index, (topic, _) in enumerate(self._queue[1:], 1):
+            if topic != EXIT:
+                del self._queue[index]
+                return
+        del self._queue[1]
+
+    async def _run(self) -> None:
+        tries = away = 0
+        while self._queue:
+            topic, request = self._queue[0]
+            try:
+                refusal = await self._forward(request)
+            except (OSError, Closed):
+                self._disconnect()
+                away = min(away + 1, TRIES)
+                # A daemon that just closed an idle connection is there at once.
+                await self._loop.sleep(away if away > 1 else 0.05)
+                continue
+            away = 0
+            if refusal is not None and tries < TRIES:
+                tries += 1
+                await self._loop.sleep(tries)
+                continue
+            if refusal is not None:
+                log.line(f"event {topic} dropped: {refusal}")
+            tries = 0
+            del self._queue[0]
+
+    async def _forward(self, request: bytes) -> str | None:
+        """Send one; the daemon's refusal, None for success. Raises OSError when it is away."""
+        fd = self._connect()
+        nano = int(TIMEOUT * 1e9)
+        stream = self._connection.send_request(SERVICE, "Forward", request, timeout_nano=nano)
+        answer = self._loop.spawn(self._exchange(fd, stream))
+        if not await self._loop.within(answer, TIMEOUT):
+            self._disconnect()
+            raise TimeoutError("no answer from the daemon")
+        error, refusal = await answer
+        if error is not None:
+            raise error
+        return refusal  # type: ignore[no-any-return]
+
+    async def _exchange(self, fd: int, stream: int) -> tuple[Exception | None, str | None]:
+        try:
+            await self._loop.write(fd, self._connection.data_to_send())
+            while True:
+                await self._loop.readable(fd)
+                data = os.read(fd, 4096)
+                if not data:
+                    return ConnectionResetError("the daemon has closed the connection"), None
+                for event in self._connection.receive_data(data):
+                    if isinstance(event, ResponseReceived) and event.stream_id == stream:
+                        return None, event.message or str(event.code) if event.code else None
+        except (OSError, Closed) as error:
+            return error, None
+
+    def _connect(self) -> int:
+        if self._socket is None:
+            sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)
+            try:
+                sock.connect(self._address)
+            except BaseException:
+                sock.close()
+                raise
+            self._socket, self._connection = sock, Connection(CLIENT)
+        return self._socket.fileno()
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._loop.close(self._socket.detach())
+            self._socket = None
+
+
+def timestamp(nanoseconds: int) -> m.Timestamp:
+    """A time since the epoch as protobuf has it."""
+    seconds, nanos = divmod(nanoseconds, 1_000_000_000)
+    return m.Timestamp(seconds=seconds, nanos=nanos)

@@ -1,0 +1,36 @@
+"""Async. The shim's entry in a process that the zygote has forked.
+
+What is imported here is all that a forked shim ever imports, those modules included that it needs
+only now and then: an import after the fork would be paid for by every shim.
+"""
+
+from __future__ import annotations
+
+import json  # noqa: F401 (for the errors of the runtime)
+import os
+from _socket import AF_UNIX, SOCK_STREAM, socket
+
+from cradled.linux import libc, loop  # noqa: F401 (loop: for mounts of images)
+from cradled.shim.supervise import Settings, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+libc.load()
+
+
+def forked(params: dict[str, Any], fds: Sequence[int]) -> None:
+    """Serve until shut down. ``fds`` is the listening Unix socket.
+
+    ``params``: ``namespace``, ``bundle`` (of the first container; the working directory, and where
+    the ``log`` FIFO lies), ``ttrpc_address`` (of the daemon's events service), ``runc_root``
+    (optional: where the runtime keeps its state unless a container's options say otherwise).
+    """
+    listener = socket(AF_UNIX, SOCK_STREAM, 0, fds[0])
+    os.set_inheritable(fds[0], False)
+    os.chdir(params["bundle"])
+    settings = Settings(params["namespace"], params["bundle"], params["ttrpc_address"])
+    settings.runc_root = params.get("runc_root") or settings.runc_root
+    run(listener, settings)

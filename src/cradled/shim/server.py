@@ -1,0 +1,165 @@
+"""Async. The shim's ttrpc server: connections of the same user, unary calls, errors as codes."""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
+
+from cradled import errors
+from cradled.shim import log
+from cradled.shim.codec import decode, encode
+from cradled.shim.loop import Closed
+from cradled.ttrpc.connection import SERVER, Connection, RequestReceived
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from cradled.shim.codec import Message
+    from cradled.shim.loop import Loop
+
+UNKNOWN, INVALID_ARGUMENT, UNIMPLEMENTED = 2, 3, 12
+
+CODES: dict[type, int] = {
+    errors.Cancelled: 1,
+    errors.InvalidArgument: INVALID_ARGUMENT,
+    errors.DeadlineExceeded: 4,
+    errors.NotFound: 5,
+    errors.AlreadyExists: 6,
+    errors.PermissionDenied: 7,
+    errors.ResourceExhausted: 8,
+    errors.FailedPrecondition: 9,
+    errors.Aborted: 10,
+    errors.OutOfRange: 11,
+    errors.Unimplemented: UNIMPLEMENTED,
+    errors.Internal: 13,
+    errors.Unavailable: 14,
+    errors.DataLoss: 15,
+    errors.Unauthenticated: 16,
+}
+"""As ``cradled.rpc.status`` has them, which a shim cannot afford to import."""
+
+
+class Server:
+    """Serves ``service`` under each of ``names`` on a listening socket.
+
+    ``methods`` maps an rpc to the handler's name and the class of its request.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket,
+        names: Sequence[str],
+        methods: Mapping[str, tuple[str, type[Message]]],
+        service: Any,
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._names = names
+        self._methods = methods
+        self._service = service
+
+    async def serve(self) -> None:
+        """Accept for ever."""
+        self._listener.setblocking(False)
+        while True:
+            await self._loop.readable(self._listener.fileno())
+            try:
+                fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+            except OSError:
+                continue
+            os.set_blocking(fd, False)
+            if _is_own_user(fd):
+                self._loop.spawn(_Client(self._loop, fd, self).serve())
+            else:
+                os.close(fd)
+
+    async def answer(self, request: RequestReceived) -> tuple[int, str, bytes]:
+        """(code, message, payload) for a call."""
+        if request.service not in self._names:
+            return UNIMPLEMENTED, f"service {request.service}", b""
+        method = self._methods.get(request.method)
+        if method is None:
+            return UNIMPLEMENTED, f"method {request.method}", b""
+        name, kind = method
+        try:
+            message = decode(kind, request.payload)
+        except ValueError as error:
+            return INVALID_ARGUMENT, f"unmarshal request error: {error}", b""
+        try:
+            return 0, "", encode(await getattr(self._service, name)(message))
+        except Exception as error:
+            return *status(error), b""
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, loop: Loop, fd: int, server: Server) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._server = server
+        self._connection = Connection(SERVER)
+        self._writing = False
+        self._closed = False
+
+    async def serve(self) -> None:
+        """Read to the end; calls that are under way then go on without a reply."""
+        try:
+            while True:
+                await self._loop.readable(self._fd)
+                data = os.read(self._fd, 65536)
+                if not data:
+                    break
+                for event in self._connection.receive_data(data):
+                    if isinstance(event, RequestReceived):
+                        self._loop.spawn(self._call(event))
+                await self._flush()
+        except (OSError, Closed):
+            pass
+        if not self._closed:
+            self._closed = True
+            self._loop.close(self._fd)
+
+    async def _call(self, request: RequestReceived) -> None:
+        code, message, payload = await self._server.answer(request)
+        stream = request.stream_id
+        if self._connection.is_open(stream):
+            self._connection.send_response(stream, payload, code=code, message=message)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        """Write what is queued; one at a time does it."""
+        if self._writing:
+            return
+        self._writing = True
+        try:
+            while not self._closed and (data := self._connection.data_to_send()):
+                await self._loop.write(self._fd, data)
+        except (OSError, Closed):
+            pass  # the reader sees it as well
+        finally:
+            self._writing = False
+
+
+def status(error: Exception) -> tuple[int, str]:
+    """The code and text of an error; one that is not of the tree goes to stderr as well."""
+    for kind in type(error).__mro__:
+        code = CODES.get(kind)
+        if code is not None:
+            return code, str(error)
+    if not isinstance(error, errors.Error):
+        log.trace(error)
+    return UNKNOWN, str(error)
+
+
+def _is_own_user(fd: int) -> bool:
+    sock = socket(AF_UNIX, SOCK_STREAM, 0, fd)
+    try:
+        peer = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
+    finally:
+        sock.detach()
+    uid, gid = (int.from_bytes(peer[i : i + 4], "little") for i in (4, 8))
+    return (uid, gid) == (os.geteuid(), os.getegid())

@@ -1,0 +1,175 @@
+"""Async. The Task service: requests to calls of containers, results to replies."""
+
+from __future__ import annotations
+
+import os
+
+from cradled.errors import AlreadyExists, InvalidArgument, NotFound
+from cradled.shim import messages as m
+from cradled.shim.codec import decode
+from cradled.shim.container import Container, Process, Supervisor
+from cradled.shim.publisher import timestamp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cradled.shim.codec import Message
+
+NAMES = ("containerd.task.v3.Task", "containerd.task.v2.Task")
+"""The messages of both versions are the same."""
+
+METHODS = {
+    "State": ("state", m.StateRequest),
+    "Create": ("create", m.CreateTaskRequest),
+    "Start": ("start", m.StartRequest),
+    "Delete": ("delete", m.DeleteRequest),
+    "Pids": ("pids", m.PidsRequest),
+    "Pause": ("pause", m.PauseRequest),
+    "Resume": ("resume", m.ResumeRequest),
+    "Checkpoint": ("checkpoint", m.CheckpointTaskRequest),
+    "Kill": ("kill", m.KillRequest),
+    "Exec": ("exec", m.ExecProcessRequest),
+    "ResizePty": ("resize_pty", m.ResizePtyRequest),
+    "CloseIO": ("close_io", m.CloseIORequest),
+    "Update": ("update", m.UpdateTaskRequest),
+    "Wait": ("wait", m.WaitRequest),
+    "Stats": ("stats", m.StatsRequest),
+    "Connect": ("connect", m.ConnectRequest),
+    "Shutdown": ("shutdown", m.ShutdownRequest),
+}
+"""Rpc: the handler's name and the class of its request."""
+
+
+class TaskService:
+    """Handlers by rpc name; ``shut_down`` is called when a client may have us exit."""
+
+    def __init__(self, shim: Supervisor, shut_down: Callable[[], None]) -> None:
+        self._shim = shim
+        self._shut_down = shut_down
+        self._containers: dict[str, Container] = {}
+        self._creating: set[str] = set()
+
+    async def create(self, request: m.CreateTaskRequest) -> Message:
+        if request.id in self._containers or request.id in self._creating:
+            raise AlreadyExists(f"container {request.id}")
+        container = Container(self._shim, request, _options(request.options))
+        self._creating.add(request.id)
+        try:
+            pid = await container.create()
+        finally:
+            self._creating.remove(request.id)
+        self._containers[request.id] = container
+        return m.CreateTaskResponse(pid=pid)
+
+    async def start(self, request: m.StartRequest) -> Message:
+        container = self._container(request.id)
+        if request.exec_id:
+            return m.StartResponse(pid=await container.start_exec(request.exec_id))
+        return m.StartResponse(pid=await container.start())
+
+    async def delete(self, request: m.DeleteRequest) -> Message:
+        container = self._container(request.id)
+        if request.exec_id:
+            process = await container.delete_exec(request.exec_id)
+        else:
+            process = await container.delete()
+            self._containers.pop(request.id, None)
+        return m.DeleteResponse(
+            pid=process.pid, exit_status=process.exit_status, exited_at=_exited_at(process)
+        )
+
+    async def exec(self, request: m.ExecProcessRequest) -> Message:
+        self._container(request.id).add_exec(request)
+        return m.Empty()
+
+    async def kill(self, request: m.KillRequest) -> Message:
+        container = self._container(request.id)
+        await container.kill(request.exec_id, request.signal, all=request.all)
+        return m.Empty()
+
+    async def pause(self, request: m.PauseRequest) -> Message:
+        await self._container(request.id).pause()
+        return m.Empty()
+
+    async def resume(self, request: m.ResumeRequest) -> Message:
+        await self._container(request.id).resume()
+        return m.Empty()
+
+    async def checkpoint(self, request: m.CheckpointTaskRequest) -> Message:
+        value = request.options.value if request.options is not None else b""
+        await self._container(request.id).dump(request.path, decode(m.CheckpointOptions, value))
+        return m.Empty()
+
+    async def update(self, request: m.UpdateTaskRequest) -> Message:
+        if request.resources is None:
+            raise InvalidArgument("no resources to update")
+        await self._container(request.id).update(request.resources.value)
+        return m.Empty()
+
+    async def resize_pty(self, request: m.ResizePtyRequest) -> Message:
+        container = self._container(request.id)
+        container.resize(request.exec_id, request.width, request.height)
+        return m.Empty()
+
+    async def close_io(self, request: m.CloseIORequest) -> Message:
+        self._container(request.id).close_stdin(request.exec_id)
+        return m.Empty()
+
+    async def state(self, request: m.StateRequest) -> Message:
+        container = self._container(request.id)
+        process = container.process(request.exec_id)
+        return m.StateResponse(
+            id=request.id,
+            bundle=container.bundle,
+            pid=process.pid,
+            status=process.state.now,
+            stdin=process.names.stdin,
+            stdout=process.names.stdout,
+            stderr=process.names.stderr,
+            terminal=process.names.terminal,
+            exit_status=process.exit_status,
+            exited_at=_exited_at(process),
+            exec_id=request.exec_id,
+        )
+
+    async def pids(self, request: m.PidsRequest) -> Message:
+        return m.PidsResponse(processes=await self._container(request.id).pids())
+
+    async def stats(self, request: m.StatsRequest) -> Message:
+        return m.StatsResponse(stats=self._container(request.id).stats())
+
+    async def wait(self, request: m.WaitRequest) -> Message:
+        process = self._container(request.id).process(request.exec_id)
+        await process.exited
+        return m.WaitResponse(exit_status=process.exit_status, exited_at=_exited_at(process))
+
+    async def connect(self, request: m.ConnectRequest) -> Message:
+        container = self._containers.get(request.id)
+        pid = container.init.pid if container is not None else 0
+        return m.ConnectResponse(shim_pid=os.getpid(), task_pid=pid)
+
+    async def shutdown(self, request: m.ShutdownRequest) -> Message:
+        if not self._containers and not self._creating:
+            self._shut_down()
+        return m.Empty()
+
+    def _container(self, id: str) -> Container:
+        container = self._containers.get(id)
+        if container is None:
+            raise NotFound("container not created")
+        return container
+
+
+def _options(options: m.Any | None) -> m.Options:
+    """The runc options in an Any. Raises InvalidArgument for those of another runtime."""
+    if options is None or not options.type_url:
+        return m.Options()
+    name = options.type_url.rpartition("/")[2]
+    if name != m.Options.NAME:
+        raise InvalidArgument(f"options of type {name}")
+    return decode(m.Options, options.value)
+
+
+def _exited_at(process: Process) -> m.Timestamp | None:
+    return timestamp(process.exited_at) if process.exited_at else None

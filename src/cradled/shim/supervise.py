@@ -1,0 +1,84 @@
+"""Async. A shim from its first breath to its last, however it came into being."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+
+from cradled.linux import fifo, libc, signals
+from cradled.shim import log, service
+from cradled.shim.container import Supervisor
+from cradled.shim.loop import Loop
+from cradled.shim.publisher import Publisher
+from cradled.shim.reaper import Reaper
+from cradled.shim.runc import DEFAULT_ROOT
+from cradled.shim.server import Server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+
+_PR_SET_CHILD_SUBREAPER = 36
+_FLUSH = 5.0  # seconds that the last events get
+
+
+class Settings:
+    """What a shim has to know. An empty ``ttrpc_address``: nobody wants events."""
+
+    __slots__ = ("bundle", "namespace", "runc_root", "ttrpc_address")
+
+    def __init__(
+        self, namespace: str, bundle: str, ttrpc_address: str, runc_root: str = DEFAULT_ROOT
+    ) -> None:
+        self.namespace = namespace
+        self.bundle = bundle
+        self.ttrpc_address = ttrpc_address
+        self.runc_root = runc_root
+
+
+def run(listener: socket, settings: Settings) -> None:
+    """Serve on a listening Unix socket until a client or a signal ends it; then remove its path."""
+    _log_to_daemon(settings.bundle)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    for number in signals.IGNORED_BY_PYTHON:
+        signals.ignore(number)
+    faulthandler.register(signals.SIGUSR1, 2)
+    loop = Loop()
+    publisher = Publisher(loop, settings.ttrpc_address, settings.namespace)
+
+    def shut_down() -> None:
+        loop.spawn(_finish(loop, publisher))
+
+    reaper = Reaper(loop, shut_down)
+    reaper.start()
+    shim = Supervisor(loop, reaper, publisher, settings.namespace, settings.runc_root)
+    tasks = service.TaskService(shim, shut_down)
+    server = Server(loop, listener, service.NAMES, service.METHODS, tasks)
+    loop.spawn(server.serve())
+    loop.run()
+    _remove(listener.getsockname())
+
+
+async def _finish(loop: Loop, publisher: Publisher) -> None:
+    await publisher.flush(_FLUSH)
+    loop.stop()
+
+
+def _log_to_daemon(bundle: str) -> None:
+    """The daemon reads the bundle's ``log`` FIFO; stderr goes there if there is one."""
+    try:
+        fd = fifo.open_both(f"{bundle}/log")
+    except OSError:
+        return
+    os.dup2(fd, 2, inheritable=False)
+    os.close(fd)
+
+
+def _remove(address: str | bytes) -> None:
+    if isinstance(address, str) and address:  # an abstract one comes as bytes
+        try:
+            os.unlink(address)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.line(f"{address} not removed: {error}")
