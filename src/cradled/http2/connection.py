@@ -79,8 +79,7 @@ class Connection:
         self._data_stream: Stream | None = None
         self._data_ended = False
         self._block: _Block | None = None  # a header block that is being continued
-        self._window = CONNECTION_WINDOW  # what the peer may still send
-        self._owed = 0
+        self._owed = 0  # bytes received and not given back to the connection's window yet
         self._last_id = 0  # highest stream id of the peer
         self._served_id = 0  # highest that was not refused
         self._next_id = 1
@@ -265,13 +264,9 @@ class Connection:
         self, flags: int, stream_id: int, counted: int, size: int, events: list[Event]
     ) -> None:
         """A DATA frame begins: ``counted`` bytes for the windows, ``size`` bytes of data."""
-        self._window -= counted
-        if self._window < 0:
-            raise RemoteProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "beyond the window")
         self._owed += counted
         if self._owed >= CONNECTION_WINDOW // 4:
             self.outbox.control(frames.window_update(0, self._owed))
-            self._window += self._owed
             self._owed = 0
         stream = self.streams.get(stream_id)
         if stream is None:
