@@ -16,7 +16,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -150,14 +150,13 @@ class Images:
             self._contents[image.target.digest] = known
         return known
 
-    async def unpack(self, image: Image) -> str:
-        """Make an image ready to run where it is not yet; returns its chain ID."""
+    async def unpack(self, image: Image, snapshotter: str = "") -> None:
+        """Make an image ready to run where it is not yet."""
         contents = await self.contents(image)
-        snapshots = self._session.snapshots()
-        if contents.chain_id and not await _exists(snapshots, contents.chain_id):
-            async with self._session.leased() as leased:
+        session = replace(self._session, snapshotter=snapshotter or self._session.snapshotter)
+        if contents.chain_id and not await _exists(session.snapshots(), contents.chain_id):
+            async with session.leased() as leased:
                 await _unpack(leased, contents)
-        return contents.chain_id
 
     async def _read(self, image: Image) -> Contents:
         content, target = self._session.content, image.target

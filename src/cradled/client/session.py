@@ -69,10 +69,6 @@ class Session:
         """The snapshotter of that name, by default the session's own."""
         return ProxySnapshotter(self.transport, self.scope, name or self.snapshotter)
 
-    def within(self, namespace: str) -> Session:
-        """The same in another namespace."""
-        return replace(self, scope=Scope(namespace))
-
     @asynccontextmanager
     async def leased(self) -> AsyncIterator[Session]:
         """What is made in this block is not collected before its end; it expires in a day."""

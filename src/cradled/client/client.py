@@ -1,0 +1,145 @@
+"""Async. The client: everything a runtime does, in the words of its users.
+
+One API, wherever the runtime is: behind a socket (``connect``) or in this process (``Runtime``).
+A client changes nothing of the process it lives in: no signal handlers, no umask, no logging.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from cradled.client.containers import Container, Containers
+from cradled.client.images import Images
+from cradled.client.options import Options
+from cradled.client.processes import Result
+from cradled.client.session import SNAPSHOTTER, Session
+from cradled.core.events import Envelope
+from cradled.core.images import Image
+from cradled.core.scope import Scope
+from cradled.proxies import events as event_proxies
+from cradled.proxies.events import ProxyEvents
+from cradled.proxies.introspection import ProxyIntrospection, Server, Version
+from cradled.proxies.namespaces import ProxyNamespaces
+from cradled.rpc.stub import Transport
+
+NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened; ``time`` in nanoseconds since the epoch."""
+
+    time: int
+    namespace: str
+    topic: str
+    envelope: Envelope
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The event's own fields; empty for an event of an unknown type."""
+        return event_proxies.fields(self.envelope.event)
+
+
+class Client:
+    """Images, containers and events of one namespace.
+
+    ``fifo_dir`` is where the pipes of processes are made; it must be on a file system that the
+    runtime sees too.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        fifo_dir: Path,
+        namespace: str = NAMESPACE,
+        snapshotter: str = SNAPSHOTTER,
+    ) -> None:
+        self.session = Session(transport, Scope(namespace), fifo_dir, snapshotter)
+        self.images = Images(self.session)
+        self.containers = Containers(self.session, self.images)
+        self.namespaces = ProxyNamespaces(transport)
+        self._introspection = ProxyIntrospection(transport)
+
+    def within(self, namespace: str) -> Client:
+        """The same runtime, another namespace."""
+        session = self.session
+        return Client(
+            session.transport,
+            fifo_dir=session.fifo_dir,
+            namespace=namespace,
+            snapshotter=session.snapshotter,
+        )
+
+    async def version(self) -> Version:
+        return await self._introspection.version()
+
+    async def server(self) -> Server:
+        return await self._introspection.server()
+
+    async def events(self, *filters: str) -> AsyncIterator[Event]:
+        """What happens from now on, in all namespaces unless a filter says otherwise."""
+        source = ProxyEvents(self.session.transport, self.session.scope)
+        async for envelope in source.subscribe(filters):
+            yield Event(envelope.timestamp, envelope.namespace, envelope.topic, envelope)
+
+    async def run(
+        self,
+        image: str | Image,
+        args: Sequence[str] = (),
+        *,
+        name: str = "",
+        input: bytes | None = None,
+        remove: bool = True,
+        **options: Unpack[Options],
+    ) -> Result:
+        """Run a container to its end and return its exit status and output.
+
+        ``input`` is what it reads. With ``remove`` nothing is left of it afterwards, also when
+        this call is cancelled, which kills it; else the stopped container stays.
+        """
+        container = await self.containers.create(image, args, name=name, **options)
+        try:
+            task = await container.start(stdin=input is not None)
+            return await task.communicate(input)
+        finally:
+            if remove:
+                await _shielded_remove(container)
+
+
+@asynccontextmanager
+async def connect(
+    address: str, *, namespace: str = NAMESPACE, snapshotter: str = SNAPSHOTTER
+) -> AsyncIterator[Client]:
+    """A client of the daemon behind a unix socket: ``async with connect(path) as client``.
+
+    Raises Unavailable when nothing listens there.
+    """
+    from cradled.rpc import grpc_client  # not wanted by those who run in process
+
+    path = address.removeprefix("unix://")
+    channel = await grpc_client.connect(path)
+    try:
+        fifo_dir = Path(path).absolute().parent / "fifo"
+        yield Client(channel, fifo_dir=fifo_dir, namespace=namespace, snapshotter=snapshotter)
+    finally:
+        await channel.aclose()
+
+
+async def _shielded_remove(container: Container) -> None:
+    """To the end, even if the caller is cancelled meanwhile; the cancellation comes after it."""
+    removal = asyncio.ensure_future(container.remove(force=True))
+    cancelled = False
+    while not removal.done():
+        try:
+            await asyncio.wait((removal,))
+        except asyncio.CancelledError:
+            cancelled = True
+    removal.result()
+    if cancelled:
+        raise asyncio.CancelledError

@@ -1,0 +1,223 @@
+"""Async. Containers: made from an image, started, found again, removed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+from cradled import identifiers
+from cradled.client import names
+from cradled.client.images import Contents, Images
+from cradled.client.options import Options, make_spec
+from cradled.client.processes import Task
+from cradled.client.session import Session
+from cradled.client.stdio import Pipes, Streams
+from cradled.core.containers import Container as Record
+from cradled.core.containers import Runtime
+from cradled.core.images import Image
+from cradled.core.mount import Mount
+from cradled.core.tasks import CreateTask, Status, Stdio
+from cradled.core.values import AnyValue
+from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from cradled.oci import spec
+
+STOP_SIGNAL = "io.containerd.image.config.stop-signal"
+
+Output = Literal["pipe", "null"] | Path
+
+
+class Container:
+    """A container of one namespace; it need not run.
+
+    ``record`` is what the server keeps of it.
+    """
+
+    def __init__(
+        self, session: Session, record: Record, root: Sequence[Mount] | None = None
+    ) -> None:
+        self._session = session
+        self._root = root
+        self.record = record
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def spec(self) -> dict[str, Any]:
+        """The runtime spec, decoded; empty when the container has none."""
+        return json.loads(self.record.spec.value) if self.record.spec else {}
+
+    async def start(self, *, stdin: bool = False, output: Output = "pipe") -> Task:
+        """Run it. Output goes to pipes of this process, to a file, or nowhere.
+
+        A file is appended to by the shim, whatever becomes of this process, and takes both
+        standard output and error. Raises AlreadyExists while there is a task.
+        """
+        task = await self.create_task(stdin=stdin, output=output)
+        try:
+            await task.start()
+        except BaseException:
+            with suppress(NotFound, FailedPrecondition):
+                await task.delete()
+            await task.aclose()
+            raise
+        return task
+
+    async def create_task(self, *, stdin: bool = False, output: Output = "pipe") -> Task:
+        """Make everything ready to run, the process stopped before its first instruction."""
+        terminal = bool(self.spec().get("process", {}).get("terminal"))
+        pipes = None
+        if output == "pipe" or stdin:
+            wanted = output == "pipe"
+            streams = Streams(stdin, wanted, wanted, terminal)
+            pipes = await Pipes.make(self._session.fifo_dir, self.id, streams)
+        task = Task(self._session, self.record, pipes)
+        try:
+            stdio = _stdio(pipes, output, terminal=terminal)
+            root = await self._mounts()
+            task.pid = await self._session.tasks.create(CreateTask(self.id, root, stdio))
+            if pipes is not None:
+                await pipes.connect_stdin()
+        except BaseException:
+            await task.aclose()
+            raise
+        return task
+
+    async def task(self) -> Task:
+        """The task that runs or ran, without streams. Raises NotFound."""
+        task = Task(self._session, self.record)
+        task.pid = (await task.state()).pid
+        return task
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Delete the task, the container and its file system.
+
+        Raises FailedPrecondition while it runs, unless ``force``, which kills it.
+        """
+        with suppress(NotFound):
+            await self._remove_task(force=force)
+        await self._session.containers.delete(self.id)
+        if self.record.snapshot_key:
+            with suppress(NotFound):
+                snapshots = self._session.snapshots(self.record.snapshotter)
+                await snapshots.remove(self.record.snapshot_key)
+
+    async def _remove_task(self, *, force: bool) -> None:
+        task = await self.task()
+        if (await task.state()).status not in (Status.STOPPED, Status.CREATED):
+            if not force:
+                raise FailedPrecondition(f'container "{self.id}" is running')
+            with suppress(NotFound):  # it exits by itself just now
+                await task.kill("KILL", all=True)
+            await task.wait()
+        await task.delete()
+
+    async def _mounts(self) -> Sequence[Mount]:
+        record = self.record
+        if self._root is None and record.snapshot_key:
+            snapshots = self._session.snapshots(record.snapshotter)
+            self._root = await snapshots.mounts(record.snapshot_key)
+        return self._root or ()
+
+
+class Containers:
+    """The containers of one namespace."""
+
+    def __init__(self, session: Session, images: Images) -> None:
+        self._session = session
+        self._images = images
+
+    async def list(self, *filters: str) -> list[Container]:
+        """All containers, or those that one of the filters matches."""
+        records = await self._session.containers.list(filters)
+        return [Container(self._session, record) for record in records]
+
+    async def get(self, id: str) -> Container:
+        """Raises NotFound."""
+        return Container(self._session, await self._session.containers.get(id))
+
+    async def create(
+        self,
+        image: str | Image,
+        args: Sequence[str] = (),
+        *,
+        name: str = "",
+        **options: Unpack[Options],
+    ) -> Container:
+        """Make a container of an image; ``args`` take the place of the image's command.
+
+        It has a file system of its own, and does not run yet. Raises NotFound without the image,
+        AlreadyExists when the name is taken, InvalidArgument.
+        """
+        id = name or names.generate()
+        identifiers.validate(id)
+        found = await self._images.get(image) if isinstance(image, str) else image
+        contents = await self._images.contents(found)
+        async with self._session.leased() as leased:
+            snapshotter = options.get("snapshotter") or leased.snapshotter
+            root = await self._prepare(leased, snapshotter, id, found, contents)
+            try:
+                record = await _record(leased, id, found, contents, args, root, options)
+                created = await leased.containers.create(record)
+            except BaseException:
+                with suppress(NotFound):
+                    await leased.snapshots(snapshotter).remove(id)
+                raise
+        return Container(self._session, created, root)
+
+    async def _prepare(
+        self, leased: Session, snapshotter: str, id: str, image: Image, contents: Contents
+    ) -> Sequence[Mount]:
+        snapshots = leased.snapshots(snapshotter)
+        try:
+            return await snapshots.prepare(id, contents.chain_id, {})
+        except AlreadyExists as error:
+            raise AlreadyExists(f'container "{id}"') from error
+        except NotFound:  # imported without being unpacked, or into another snapshotter
+            await self._images.unpack(image, snapshotter)
+            return await snapshots.prepare(id, contents.chain_id, {})
+
+
+async def _record(
+    session: Session,
+    id: str,
+    image: Image,
+    contents: Contents,
+    args: Sequence[str],
+    root: Sequence[Mount],
+    options: Options,
+) -> Record:
+    run = contents.config.run
+    made = await make_spec(session.scope.namespace, id, run, args, root, options)
+    labels = {k: v for k, v in (run.labels or {}).items() if _is_label(k, v)}
+    if run.stop_signal:
+        labels[STOP_SIGNAL] = run.stop_signal
+    return Record(
+        id=id,
+        labels={**labels, **options.get("labels", {})},
+        image=image.name,
+        runtime=Runtime(options.get("runtime") or session.runtime),
+        spec=AnyValue(spec.TYPE_URL, json.dumps(made).encode()),
+        snapshotter=options.get("snapshotter") or session.snapshotter,
+        snapshot_key=id,
+    )
+
+
+def _is_label(key: str, value: str) -> bool:
+    """Images may carry labels that are no labels here: those stay with the image."""
+    try:
+        identifiers.validate_label(key, value)
+    except InvalidArgument:
+        return False
+    return True
+
+
+def _stdio(pipes: Pipes | None, output: Output, *, terminal: bool) -> Stdio:
+    stdio = pipes.stdio if pipes else Stdio(terminal=terminal)
+    if isinstance(output, Path):
+        uri = output.absolute().as_uri()
+        return Stdio(stdio.stdin, uri, "" if terminal else uri, terminal)
+    return stdio

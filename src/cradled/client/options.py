@@ -1,0 +1,121 @@
+"""Async. From what a caller asks of a container to its runtime spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+from cradled.aio import threads
+from cradled.client import host, rootfs
+from cradled.core.mount import Mount
+from cradled.core.values import Labels
+from cradled.oci import platforms, spec, users
+from cradled.oci.image import RunConfig
+
+_MAX_HOSTNAME = 64
+
+
+class Options(TypedDict, total=False):
+    """How a container differs from what its image and the default say.
+
+    ``mounts`` are ``/source:/destination[:ro]``; ``memory`` is in bytes, ``cpus`` in processors;
+    ``user`` is ``name|uid[:group|gid]``; ``net`` is ``none`` (loopback only) or ``host``.
+    ``spec`` are options of ``cradled.oci.spec``, applied last.
+    """
+
+    env: Mapping[str, str] | Sequence[str]
+    mounts: Sequence[str]
+    entrypoint: str
+    workdir: str
+    user: str
+    hostname: str
+    memory: int
+    cpus: float
+    read_only: bool
+    privileged: bool
+    net: Literal["none", "host"]
+    tty: bool
+    labels: Labels
+    runtime: str
+    snapshotter: str
+    spec: Sequence[spec.Option]
+
+
+class ExecOptions(TypedDict, total=False):
+    """How a further process differs from the container's first."""
+
+    env: Mapping[str, str] | Sequence[str]
+    workdir: str
+    user: str
+    tty: bool
+
+
+async def make_spec(
+    namespace: str,
+    id: str,
+    image: RunConfig,
+    args: Sequence[str],
+    root: Sequence[Mount],
+    options: Options,
+) -> spec.Spec:
+    """Raises InvalidArgument and NotFound (an unknown user)."""
+    who = await look_up(options.get("user") or image.user, root)
+    chosen = [
+        spec.image(image, args, options.get("entrypoint", "")),
+        spec.user(who),
+        spec.hostname(options.get("hostname") or id[:_MAX_HOSTNAME]),
+        spec.env(variables(options.get("env", ()))),
+        *map(spec.volume, options.get("mounts", ())),
+    ]
+    if workdir := options.get("workdir"):
+        chosen.append(spec.workdir(workdir))
+    chosen += _limits(options)
+    if options.get("tty"):
+        chosen.append(spec.tty())
+    if options.get("net") == "host":
+        chosen += await _host_network()
+    chosen.append(await _confinement(privileged=options.get("privileged", False)))
+    return spec.build(namespace, id, *chosen, *options.get("spec", ()))
+
+
+async def look_up(user: str, root: Sequence[Mount]) -> users.User:
+    """Numeric ids of a user, by the files of the root file system where it takes them."""
+    uid, _, gid = user.partition(":")
+    if uid.isdigit() and gid.isdigit():
+        return users.resolve(user)
+    passwd, group = await threads.run("fs", _account_files, root)
+    return users.resolve(user, passwd, group)
+
+
+def variables(env: Mapping[str, str] | Sequence[str]) -> Sequence[str]:
+    """As ``NAME=value``."""
+    if isinstance(env, Mapping):
+        return [f"{name}={value}" for name, value in env.items()]
+    return env
+
+
+def _account_files(root: Sequence[Mount]) -> tuple[str, str]:
+    return rootfs.read_text(root, "/etc/passwd"), rootfs.read_text(root, "/etc/group")
+
+
+def _limits(options: Options) -> list[spec.Option]:
+    chosen = []
+    if "memory" in options:
+        chosen.append(spec.memory(options["memory"]))
+    if "cpus" in options:
+        chosen.append(spec.cpus(options["cpus"]))
+    if options.get("read_only"):
+        chosen.append(spec.read_only())
+    return chosen
+
+
+async def _host_network() -> list[spec.Option]:
+    files = await threads.run("fs", host.name_service_files)
+    return [spec.host_network(), *(spec.volume(f"{path}:{path}:ro") for path in files)]
+
+
+async def _confinement(*, privileged: bool) -> spec.Option:
+    if not privileged:
+        return spec.seccomp(platforms.default().architecture, host.kernel())
+    available = await threads.run("fs", host.available_capabilities)
+    return spec.privileged(available, await threads.run("fs", host.devices))

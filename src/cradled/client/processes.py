@@ -1,0 +1,248 @@
+"""Async. Running processes: the task of a container, and further processes in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal as signals
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self, Unpack
+
+from cradled.client.options import ExecOptions, look_up, variables
+from cradled.client.session import Session
+from cradled.client.stdio import Pipes, Streams
+from cradled.core.containers import Container
+from cradled.core.tasks import Exit
+from cradled.core.tasks import Process as State
+from cradled.core.values import AnyValue
+from cradled.errors import FailedPrecondition, InvalidArgument, NotFound
+from cradled.oci import spec
+
+_GONE = (BrokenPipeError, ConnectionResetError)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a process ended, and what it wrote to pipes."""
+
+    status: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+    @property
+    def output(self) -> str:
+        """Standard output as text."""
+        return self.stdout.decode(errors="replace")
+
+
+class Process:
+    """A process in a container.
+
+    ``stdin``, ``stdout`` and ``stderr`` are asyncio streams where pipes were asked for, else None.
+    A process whose output nobody reads stops when its pipe is full.
+    """
+
+    def __init__(
+        self, session: Session, container_id: str, exec_id: str = "", pipes: Pipes | None = None
+    ) -> None:
+        self._session = session
+        self._pipes = pipes
+        self.container_id = container_id
+        self.exec_id = exec_id
+        self.pid = 0
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter | None:
+        return self._pipes.stdin if self._pipes else None
+
+    @property
+    def stdout(self) -> asyncio.StreamReader | None:
+        return self._pipes.stdout if self._pipes else None
+
+    @property
+    def stderr(self) -> asyncio.StreamReader | None:
+        return self._pipes.stderr if self._pipes else None
+
+    async def start(self) -> None:
+        self.pid = await self._session.tasks.start(self.container_id, self.exec_id)
+
+    async def wait(self) -> Exit:
+        """Returns when the process has exited; it stays known until ``delete``."""
+        return await self._session.tasks.wait(self.container_id, self.exec_id)
+
+    async def state(self) -> State:
+        return await self._session.tasks.get(self.container_id, self.exec_id)
+
+    async def kill(self, signal: int | str = signals.SIGTERM, *, all: bool = False) -> None:
+        """``signal`` by number or name; ``all`` reaches every process of the container.
+
+        Raises NotFound when the process has exited.
+        """
+        number = parse_signal(signal)
+        await self._session.tasks.kill(self.container_id, number, self.exec_id, all=all)
+
+    async def resize(self, width: int, height: int) -> None:
+        """Tell the terminal its size, in characters."""
+        await self._session.tasks.resize_pty(self.container_id, self.exec_id, width, height)
+
+    async def close_stdin(self) -> None:
+        """Let the process read the end of its input, after what was written."""
+        if self.stdin is not None:
+            with suppress(*_GONE):
+                await self.stdin.drain()
+            self.stdin.close()
+        await self._session.tasks.close_io(self.container_id, self.exec_id)
+
+    async def delete(self) -> Exit:
+        """Forget the process, which must have exited, and let go of its streams' other ends."""
+        if self.exec_id:
+            return await self._session.tasks.delete_process(self.container_id, self.exec_id)
+        return await self._session.tasks.delete(self.container_id)
+
+    async def communicate(self, input: bytes | None = None) -> Result:
+        """Write input, read all output, wait for the end and delete the process."""
+        readers = [asyncio.ensure_future(_read(r)) for r in (self.stdout, self.stderr)]
+        feed = asyncio.ensure_future(self._feed(input))
+        try:
+            await self.wait()
+            # A child that still holds the output must not keep us: deleting cuts it off.
+            end = await self.delete()
+            out, err = await asyncio.gather(*readers)
+            return Result(end.status, out, err)
+        finally:
+            for task in (feed, *readers):
+                task.cancel()
+            await asyncio.gather(feed, *readers, return_exceptions=True)
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the streams; the process goes on."""
+        pipes, self._pipes = self._pipes, None
+        if pipes is not None:
+            await pipes.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def _feed(self, input: bytes | None) -> None:
+        if self.stdin is None:
+            return
+        if input:
+            with suppress(*_GONE):
+                self.stdin.write(input)
+                await self.stdin.drain()
+        with suppress(NotFound):  # it has exited without reading
+            await self.close_stdin()
+
+
+class Task(Process):
+    """The first process of a container, and with it the running container."""
+
+    def __init__(self, session: Session, record: Container, pipes: Pipes | None = None) -> None:
+        super().__init__(session, record.id, pipes=pipes)
+        self._record = record
+
+    async def pause(self) -> None:
+        await self._session.tasks.pause(self.container_id)
+
+    async def resume(self) -> None:
+        await self._session.tasks.resume(self.container_id)
+
+    async def pids(self) -> list[int]:
+        """All processes of the container, as the host numbers them."""
+        return [pid for pid, _ in await self._session.tasks.pids(self.container_id)]
+
+    async def attach(self) -> None:
+        """Open the streams of a task that was started elsewhere.
+
+        Raises FailedPrecondition when they are not pipes, or gone with their maker.
+        """
+        stdio = (await self.state()).stdio
+        if not stdio.stdout or "://" in stdio.stdout:
+            raise FailedPrecondition(f'output of "{self.container_id}" goes to no pipe')
+        try:
+            self._pipes = await Pipes.attach(stdio)
+        except OSError as error:
+            text = f'streams of "{self.container_id}" are gone: {error.strerror}'
+            raise FailedPrecondition(text) from error
+
+    async def exec(
+        self,
+        args: Sequence[str],
+        *,
+        stdin: bool = False,
+        output: bool = True,
+        **options: Unpack[ExecOptions],
+    ) -> Process:
+        """Start a further process; ``output`` False leaves it without any.
+
+        Environment, directory and user are those of the first process unless given.
+        """
+        process_spec = await self._process_spec(args, options)
+        exec_id = f"exec-{secrets.token_hex(8)}"
+        streams = Streams(stdin, output, output, options.get("tty", False))
+        pipes = await Pipes.make(self._session.fifo_dir, exec_id, streams)
+        process = Process(self._session, self.container_id, exec_id, pipes)
+        try:
+            await self._add(process, pipes, process_spec)
+        except BaseException:
+            await process.aclose()
+            raise
+        return process
+
+    async def _add(self, process: Process, pipes: Pipes, process_spec: dict[str, Any]) -> None:
+        value = AnyValue(spec.PROCESS_TYPE_URL, json.dumps(process_spec).encode())
+        await self._session.tasks.exec(self.container_id, process.exec_id, pipes.stdio, value)
+        try:
+            await process.start()
+            await pipes.connect_stdin()
+        except BaseException:
+            with suppress(NotFound, FailedPrecondition):
+                await process.delete()
+            raise
+
+    async def _process_spec(self, args: Sequence[str], options: ExecOptions) -> dict[str, Any]:
+        record = self._record
+        if record.spec is None:
+            raise FailedPrecondition(f'container "{record.id}" has no spec')
+        made: spec.Spec = json.loads(record.spec.value)
+        made["process"].pop("terminal", None)
+        chosen = [spec.args(args), spec.env(variables(options.get("env", ())))]
+        if options.get("tty"):
+            chosen.append(spec.tty())
+        if workdir := options.get("workdir"):
+            chosen.append(spec.workdir(workdir))
+        if user := options.get("user"):
+            snapshots = self._session.snapshots(record.snapshotter)
+            root = await snapshots.mounts(record.snapshot_key)
+            chosen.append(spec.user(await look_up(user, root)))
+        for option in chosen:
+            option(made)
+        process: dict[str, Any] = made["process"]
+        return process
+
+
+def parse_signal(signal: int | str) -> int:
+    """``15``, ``TERM``, ``SIGTERM``, ``RTMIN+1``: the number. Raises InvalidArgument."""
+    text = str(int(signal)) if isinstance(signal, int) else signal.upper()
+    if text.isdigit():
+        number = int(text)
+    else:
+        name, plus, offset = text.removeprefix("SIG").partition("+")
+        found = getattr(signals, f"SIG{name}", None)
+        if not isinstance(found, signals.Signals) or (plus and not offset.isdigit()):
+            raise InvalidArgument(f'signal "{signal}"')
+        number = found + int(offset or 0)
+    if not 1 <= number < signals.NSIG:
+        raise InvalidArgument(f'signal "{signal}"')
+    return number
+
+
+async def _read(reader: asyncio.StreamReader | None) -> bytes:
+    return b"" if reader is None else await reader.read()
