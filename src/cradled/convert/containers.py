@@ -49,3 +49,13 @@ def from_proto(message: pb.Container) -> Container:
         extensions={key: any_from_proto(value) for key, value in message.extensions.items()},
         sandbox=message.sandbox,
     )
+
+
+def encode(container: Container) -> bytes:
+    """The serialised message: the form records are stored and served in."""
+    return to_proto(container).SerializeToString()
+
+
+def decode(record: bytes) -> Container:
+    """Back from ``encode``."""
+    return from_proto(pb.Container.FromString(record))

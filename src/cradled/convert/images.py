@@ -30,3 +30,13 @@ def from_proto(message: pb.Image) -> Image:
         created_at=nanoseconds(message.created_at),
         updated_at=nanoseconds(message.updated_at),
     )
+
+
+def encode(image: Image) -> bytes:
+    """The serialised message: the form records are stored and served in."""
+    return to_proto(image).SerializeToString()
+
+
+def decode(record: bytes) -> Image:
+    """Back from ``encode``."""
+    return from_proto(pb.Image.FromString(record))

@@ -36,8 +36,8 @@ from cradled.metadata import migrations
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
-Node = tuple[str, str]  # namespace, key of an object in the graph that gc walks
 
+PAGE = 256  # rows looked at without letting the loop go on
 BATCH_SECONDS = 0.005
 LOG_BYTES = 4 << 20
 CHECKPOINT_CHANGES = 512  # rows changed between checkpoints: about LOG_BYTES of log
@@ -46,12 +46,13 @@ CHECKPOINT_CHANGES = 512  # rows changed between checkpoints: about LOG_BYTES of
 class Transaction:
     """What a command works on; only valid while the command runs."""
 
-    __slots__ = ("_touched", "events", "execute", "executemany")
+    __slots__ = ("_touched", "deletions", "events", "execute", "executemany")
 
-    def __init__(self, connection: sqlite3.Connection, touched: set[Node] | None) -> None:
+    def __init__(self, connection: sqlite3.Connection, touched: set[str] | None) -> None:
         self.execute = connection.execute
         self.executemany = connection.executemany
         self.events: list[Envelope] = []
+        self.deletions = 0
         self._touched = touched
 
     def one(self, sql: str, parameters: Sequence[Any] = ()) -> Row | None:
@@ -67,15 +68,22 @@ class Transaction:
     def touch(self, namespace: str, node: str) -> None:
         """Tell a running collection that this object was made, changed or referred to anew."""
         if self._touched is not None:
-            self._touched.add((namespace, node))
+            self._touched.add(f"{namespace}/{node}")
 
-    def touched(self) -> bool:
-        """Whether anything was touched that the running collection has not looked at yet."""
-        return bool(self._touched)
+    def deleted(self) -> None:
+        """Note that an object or a reference to one went away, for who decides when to collect."""
+        self.deletions += 1
+
+    def take_touched(self) -> set[str]:
+        """The nodes touched since the last call, by the commands run so far."""
+        taken = set(self._touched or ())
+        if self._touched is not None:
+            self._touched.clear()
+        return taken
 
 
 class _Job(Generic[T]):
-    __slots__ = ("command", "error", "events", "future", "result")
+    __slots__ = ("command", "deletions", "error", "events", "future", "result")
 
     def __init__(self, command: Callable[[Transaction], T], future: asyncio.Future[T]) -> None:
         self.command = command
@@ -83,6 +91,7 @@ class _Job(Generic[T]):
         self.result: T | None = None
         self.error: BaseException | None = None
         self.events: list[Envelope] = []
+        self.deletions = 0
 
     def deliver(self) -> None:
         if self.future.done():  # the caller was cancelled meanwhile
@@ -100,14 +109,17 @@ class Engine:
         self.path = path
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
+        self.watcher: Callable[[int, int], None] | None = None
+        """Told after each commit, on the loop: how many commands ran, how much was deleted."""
         self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._ended = self._loop.create_future()
-        self._touched: set[Node] | None = None
+        self._touched: set[str] | None = None
         self._changes = 0
         self._closing = False
         self._writer = _connect(path)
         migrations.apply(self._writer)
         self._reader = self.reader()
+        self._scanners: list[sqlite3.Connection] = []
         self._thread = threading.Thread(
             target=self._write_forever, name="metadata-writer", daemon=True
         )
@@ -134,6 +146,27 @@ class Engine:
         row: Row | None = self._reader.execute(sql, parameters).fetchone()
         return row
 
+    async def scan(
+        self, sql: str, parameters: Sequence[Any], make: Callable[[Row], T | None]
+    ) -> list[T]:
+        """What ``make`` makes of the rows of a long read, Nones left out; from one state.
+
+        Lets the loop do other work after each page of rows.
+        """
+        connection = self._scanners.pop() if self._scanners else self.reader()
+        cursor = connection.execute(sql, parameters)
+        found: list[T] = []
+        try:
+            while rows := cursor.fetchmany(PAGE):
+                found += [made for row in rows if (made := make(row)) is not None]
+                if len(rows) < PAGE:
+                    break
+                await asyncio.sleep(0)
+        finally:
+            cursor.close()
+            self._scanners.append(connection)
+        return found
+
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Reads within the block see one state. No await inside."""
@@ -153,14 +186,6 @@ class Engine:
         """From the commands run from now on, note the nodes they touch (see metadata.gc)."""
         self._touched = set()
 
-    def take_touched(self) -> set[Node]:
-        """The nodes touched since the last call."""
-        taken: set[Node] = set()
-        if self._touched is not None:
-            while self._touched:
-                taken.add(self._touched.pop())
-        return taken
-
     def stop_touching(self) -> None:
         self._touched = None
 
@@ -171,7 +196,9 @@ class Engine:
             self._queue.put(None)
         await asyncio.shield(self._ended)
         self._thread.join()
-        self._reader.close()
+        for connection in (self._reader, *self._scanners):
+            connection.close()
+        self._scanners.clear()
 
     # The writer's thread.
 
@@ -227,11 +254,11 @@ class Engine:
         except Exception as error:
             job.error = error
             return self._writer.total_changes == before
-        job.events = transaction.events
+        job.events, job.deletions = transaction.events, transaction.deletions
         return True
 
     def _attempt_guarded(self, job: _Job[Any]) -> None:
-        job.result, job.error, job.events = None, None, []
+        job.result, job.error, job.events, job.deletions = None, None, [], 0
         self._writer.execute("SAVEPOINT command")
         if not self._attempt(job):
             self._writer.execute("ROLLBACK TO command")
@@ -244,7 +271,7 @@ class Engine:
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         for job in batch:
             what = f"metadata commit: {error}"
-            job.result, job.events = None, []
+            job.result, job.events, job.deletions = None, [], 0
             job.error = ResourceExhausted(what) if full else Internal(what)
             job.error.__cause__ = error
 
@@ -261,6 +288,10 @@ class Engine:
             events = [event for job in batch for event in job.events]
             if events:
                 self._publisher.publish(events)
+        if self.watcher is not None:
+            done = [job for job in batch if job.error is None]
+            if done:
+                self.watcher(len(done), sum(job.deletions for job in done))
         for job in batch:
             job.deliver()
 

@@ -28,7 +28,7 @@ def apply(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         if version == 0:
-            for statement in schema.TABLES.split(";"):
+            for statement in schema.STATEMENTS:
                 connection.execute(statement)
         for step in range(version + 1, schema.VERSION + 1) if version else ():
             STEPS[step](connection)

@@ -6,6 +6,8 @@ served as. Times are nanoseconds since the epoch. ``sequence`` holds the first n
 backend key has used: numbers are taken from it in blocks, so that a number is never used twice,
 even when what used it was lost in a crash.
 
+A namespace comes into being with the first object in it: a trigger on each table sees to that.
+
 ``snapshot_commits`` holds commits under way: written before the backend is asked, removed in the
 transaction that renames the snapshot. What a crash leaves there is carried on at the next start.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 VERSION = 1
 
-TABLES = """
+_TABLES = """
 CREATE TABLE namespaces (
     name TEXT PRIMARY KEY, labels TEXT NOT NULL
 ) WITHOUT ROWID;
@@ -43,9 +45,12 @@ CREATE INDEX content_digest ON content (digest);
 
 CREATE TABLE ingests (
     namespace TEXT NOT NULL, ref TEXT NOT NULL,
-    backend_ref TEXT NOT NULL, expected TEXT NOT NULL, expires_at INTEGER NOT NULL,
+    backend_ref TEXT NOT NULL, total INTEGER NOT NULL, expected TEXT NOT NULL,
+    started_at INTEGER NOT NULL, expires_at INTEGER NOT NULL,
     PRIMARY KEY (namespace, ref)
 ) WITHOUT ROWID;
+
+CREATE INDEX ingests_expected ON ingests (expected);
 
 CREATE TABLE snapshots (
     namespace TEXT NOT NULL, snapshotter TEXT NOT NULL, key TEXT NOT NULL,
@@ -80,5 +85,18 @@ CREATE TABLE sandboxes (
 ) WITHOUT ROWID;
 
 CREATE TABLE sequence (next INTEGER NOT NULL);
-INSERT INTO sequence VALUES (1);
+INSERT INTO sequence VALUES (1)
 """
+
+_OWNED = ("containers", "images", "content", "ingests", "snapshots", "leases", "sandboxes")
+
+_IMPLICIT_NAMESPACE = """
+CREATE TRIGGER {table}_namespace AFTER INSERT ON {table} BEGIN
+    INSERT OR IGNORE INTO namespaces VALUES (NEW.namespace, '{{}}');
+END
+"""
+
+STATEMENTS = (
+    *_TABLES.split(";"),
+    *(_IMPLICIT_NAMESPACE.format(table=table) for table in _OWNED),
+)

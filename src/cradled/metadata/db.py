@@ -1,0 +1,132 @@
+"""Async. The metadata database: who owns what, over backends that know no owners.
+
+``Database.open`` takes a directory's file and the backends; ``scoped`` gives the stores as one
+namespace sees them. Stores are made anew for each call, they hold nothing but references.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from cradled import identifiers
+from cradled.core.content import ContentStore
+from cradled.core.events import Publisher
+from cradled.core.scope import Scope
+from cradled.core.snapshots import Snapshotter
+from cradled.errors import InvalidArgument
+from cradled.metadata import content, snapshots
+from cradled.metadata.backend_names import BackendNames
+from cradled.metadata.containers import Containers
+from cradled.metadata.content import Content
+from cradled.metadata.engine import Engine
+from cradled.metadata.gc import Collection
+from cradled.metadata.images import Images
+from cradled.metadata.janitor import Janitor
+from cradled.metadata.leases import Leases
+from cradled.metadata.namespaces import Namespaces
+from cradled.metadata.snapshots import Snapshots
+
+
+class Database:
+    """All metadata of one daemon. Made by ``open``; ``aclose`` when done."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        backend: ContentStore,
+        snapshotters: Mapping[str, Snapshotter],
+        isolated: bool,
+    ) -> None:
+        self.engine = engine
+        self.namespaces = Namespaces(engine)
+        self.janitor = Janitor(engine, backend, snapshotters)
+        names = BackendNames(engine)
+        self._content = content.Common(engine, backend, self.janitor, names, isolated)
+        self._snapshotters = {
+            name: snapshots.Common(name, snapshotter, engine, self.janitor, names)
+            for name, snapshotter in snapshotters.items()
+        }
+        self._sweeper = asyncio.create_task(self.janitor.run(), name="metadata-janitor")
+
+    @classmethod
+    async def open(
+        cls,
+        path: str,
+        /,
+        *,
+        content: ContentStore,
+        snapshotters: Mapping[str, Snapshotter],
+        publisher: Publisher | None = None,
+        isolated: bool = False,
+    ) -> Database:
+        """Open or create the file, and carry on what a crash interrupted.
+
+        ``isolated``: a namespace gets a blob that another has only by sending all its bytes.
+        Raises FailedPrecondition for a file that a newer version wrote.
+        """
+        engine = Engine(path, publisher)
+        db = cls(engine, content, snapshotters, isolated)
+        try:
+            for common in db._snapshotters.values():
+                await snapshots.recover(common)
+        except BaseException:
+            await db.aclose()
+            raise
+        return db
+
+    def scoped(self, scope: Scope, /) -> ScopedDatabase:
+        """The stores as this namespace sees them, what is made joining the scope's lease."""
+        return ScopedDatabase(self, scope)
+
+    def collection(self) -> Collection:
+        """A new garbage collection (see ``gc.scheduler``)."""
+        return Collection(self.engine, self.janitor, list(self._snapshotters))
+
+    def content_of(self, scope: Scope) -> Content:
+        """For ``ScopedDatabase``."""
+        return Content(self._content, scope)
+
+    def snapshots_of(self, scope: Scope, name: str) -> Snapshots:
+        """For ``ScopedDatabase``."""
+        common = self._snapshotters.get(name)
+        if common is None:
+            raise InvalidArgument(f"snapshotter not loaded: {name}")
+        return Snapshots(common, scope)
+
+    async def aclose(self) -> None:
+        """Finish the writes that wait and close the file. Idempotent."""
+        self._sweeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._sweeper
+        await self.engine.aclose()
+
+
+class ScopedDatabase:
+    """One namespace's stores."""
+
+    def __init__(self, db: Database, scope: Scope) -> None:
+        identifiers.validate(scope.namespace)
+        self._db = db
+        self.scope = scope
+
+    @property
+    def containers(self) -> Containers:
+        return Containers(self._db.engine, self.scope)
+
+    @property
+    def images(self) -> Images:
+        return Images(self._db.engine, self.scope)
+
+    @property
+    def content(self) -> Content:
+        return self._db.content_of(self.scope)
+
+    @property
+    def leases(self) -> Leases:
+        return Leases(self._db.engine, self.scope)
+
+    def snapshots(self, name: str, /) -> Snapshots:
+        """Raises InvalidArgument ``snapshotter not loaded: x``."""
+        return self._db.snapshots_of(self.scope, name)

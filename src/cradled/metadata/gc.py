@@ -1,0 +1,360 @@
+"""Async. What garbage collection needs of the metadata: the graph, and the removal of the rest.
+
+A collection does not stop the world. The tables are read page by page while others go on writing;
+from before the first page on, every write tells which nodes it made, changed or referred to anew
+(``Transaction.touch``). A touched node is alive for this collection, and what it leads to is read
+again. Objects are deleted in small commands; each first marks on from what was touched since the
+one before, and then deletes what is still not marked. So nothing is deleted that a write before
+refers to, and no lock is held while marking.
+
+What went from the metadata goes from the backends afterwards, by the janitor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from cradled import failpoints
+from cradled.events import topics
+from cradled.metadata import graph
+from cradled.metadata import labels as marks
+from cradled.metadata.engine import PAGE, Engine, Row, Transaction
+from cradled.metadata.janitor import Janitor
+
+BATCH = 128  # objects deleted by one command
+
+_ORDER = (graph.LEASE, graph.SNAPSHOT, graph.INGEST, graph.CONTENT, graph.IMAGE)
+
+
+class Garbage(NamedTuple):
+    """An object that may be deleted; ``backend_name`` is what its backend knows it by."""
+
+    kind: str
+    namespace: str
+    key: str
+    backend_name: str
+
+    @property
+    def node(self) -> str:
+        return f"{self.namespace}/{self.kind}/{self.key}"
+
+
+@dataclass(slots=True)
+class Stats:
+    """How many objects of each kind were removed, and how long it took, in seconds."""
+
+    removed: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+class Collection:
+    """One collection: ``load``, then mark from ``roots`` along ``successors``, then ``sweep``."""
+
+    def __init__(self, engine: Engine, janitor: Janitor, snapshotters: Sequence[str]) -> None:
+        self._engine = engine
+        self._janitor = janitor
+        self._snapshotters = snapshotters
+        self._now = time.time_ns()
+        self._structure: dict[str, str] = {}
+        self._edges: dict[str, list[str]] = {}
+        self._objects: dict[str, Garbage] = {}
+        self._conditions: list[tuple[str, str, str]] = []
+        self._used: dict[str, str] = {}
+        self._any_flat = False
+        self.roots: list[str] = []
+
+    async def load(self) -> None:
+        """Read the graph. Every change from here on is heeded until ``close``."""
+        self._engine.start_touching()
+        # What ran before without telling what it touched is durable after this, and so is read.
+        await self._engine.run(lambda tx: None)
+        for query in _QUERIES:
+            await self._engine.scan(query.sql, (), query.reader(self))
+        self._add_conditions()
+
+    def successors(self, node: str) -> Iterable[str]:
+        """What a node keeps alive."""
+        if f"/{graph.FLAT}" in node:
+            follows = self._structure.get(node.replace(f"/{graph.FLAT}", "/", 1))
+            return () if follows is None else (_flat(follows),)
+        edges = self._edges.get(node, ())
+        follows = self._structure.get(node)
+        return edges if follows is None else (follows, *edges)
+
+    async def sweep(self, marked: set[str], mark: Callable[[Iterable[str]], None]) -> Stats:
+        """Delete what is not marked; ``mark`` marks on from nodes whose edges have changed.
+
+        ``mark`` is called in the writer's thread, while nobody else uses it.
+        """
+        stats = Stats()
+        garbage = await self._garbage(marked)
+        touched = await self._engine.run(lambda tx: tx.take_touched())
+        self._heed(touched, self._engine, mark)
+        for start in range(0, len(garbage), BATCH):
+            batch = garbage[start : start + BATCH]
+
+            def command(tx: Transaction, batch: list[Garbage] = batch) -> list[Garbage]:
+                self._heed(tx.take_touched(), tx, mark)
+                left = [each for each in batch if not self._is_marked(each.node, marked)]
+                return [each for each in left if _delete(tx, each)]
+
+            for each in await self._engine.run(command):
+                stats.removed[each.kind] += 1
+                self._orphan(each)
+            failpoints.hit("metadata.gc.swept")
+        return stats
+
+    def close(self) -> None:
+        """No change needs to be heeded any more."""
+        self._engine.stop_touching()
+
+    async def clean(self) -> None:
+        """Remove from all backends what no namespace has."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._janitor.clean_content())
+            for name in self._snapshotters:
+                group.create_task(self._janitor.clean_snapshots(name))
+
+    # Reading: each method takes a row as its query in _QUERIES has it.
+
+    def read_lease(self, row: Row) -> None:
+        namespace, lease, labels, resource_type, resource_id = row
+        node = f"{namespace}/{graph.LEASE}/{lease}"
+        self._objects[node] = Garbage(graph.LEASE, namespace, lease, "")
+        found = marks.load(labels)
+        if graph.expired(found, self._now):
+            return
+        self.roots.append(node)
+        if resource_type is not None:
+            flat = graph.FLAT_LABEL in found
+            self._any_flat |= flat
+            resource = graph.resource_node(resource_type, resource_id, flat=flat)
+            self.roots.append(f"{namespace}/{resource}")
+
+    def read_container(self, row: Row) -> None:
+        namespace, container_id, snapshotter, snapshot_key, labels = row
+        node = f"{namespace}/{graph.CONTAINER}/{container_id}"
+        self.roots.append(node)
+        if snapshot_key:
+            self._structure[node] = f"{namespace}/{graph.SNAPSHOT}/{snapshotter}/{snapshot_key}"
+        if labels is not None:
+            self._read_labels(namespace, node, labels)
+
+    def read_image(self, row: Row) -> None:
+        namespace, name, digest, labels = row
+        node = f"{namespace}/{graph.IMAGE}/{name}"
+        self._structure[node] = f"{namespace}/{graph.CONTENT}/{digest}"
+        self._objects[node] = Garbage(graph.IMAGE, namespace, name, "")
+        found = {} if labels is None else self._read_labels(namespace, node, labels)
+        if not graph.expired(found, self._now):
+            self.roots.append(node)
+
+    def read_content(self, row: Row) -> None:
+        namespace, digest, labels = row
+        node = f"{namespace}/{graph.CONTENT}/{digest}"
+        self._objects[node] = Garbage(graph.CONTENT, namespace, digest, "")
+        if labels is not None and graph.ROOT in self._read_labels(namespace, node, labels):
+            self.roots.append(node)
+
+    def read_snapshot(self, row: Row) -> None:
+        namespace, snapshotter, key, backend_key, parent, labels = row
+        node = f"{namespace}/{graph.SNAPSHOT}/{snapshotter}/{key}"
+        self._objects[node] = Garbage(
+            graph.SNAPSHOT, namespace, f"{snapshotter}/{key}", backend_key
+        )
+        if parent:
+            self._structure[node] = f"{namespace}/{graph.SNAPSHOT}/{snapshotter}/{parent}"
+        if labels is not None:
+            self._used[node] = labels
+            if graph.ROOT in self._read_labels(namespace, node, labels):
+                self.roots.append(node)
+
+    def read_commit(self, row: Row) -> None:
+        """A commit under way keeps the key and the parent it was promised."""
+        namespace, snapshotter, key, parent = row
+        prefix = f"{namespace}/{graph.SNAPSHOT}/{snapshotter}/"
+        self.roots.append(prefix + key)
+        if parent:
+            self.roots.append(prefix + parent)
+
+    def read_ingest(self, row: Row) -> None:
+        namespace, ref, backend_ref, expected, expires_at = row
+        node = f"{namespace}/{graph.INGEST}/{ref}"
+        self._objects[node] = Garbage(graph.INGEST, namespace, ref, backend_ref)
+        if expected:
+            self._structure[node] = f"{namespace}/{graph.CONTENT}/{expected}"
+        if expires_at > self._now:
+            self.roots.append(node)
+
+    def read_sandbox(self, row: Row) -> None:
+        namespace, labels = row
+        self.roots += [f"{namespace}/{node}" for node in graph.references(marks.load(labels))]
+
+    def _read_labels(self, namespace: str, node: str, text: str) -> dict[str, str]:
+        labels = marks.load(text)
+        if edges := [f"{namespace}/{target}" for target in graph.references(labels)]:
+            self._edges.setdefault(node, []).extend(edges)
+        for target in graph.back_references(labels):
+            self._edges.setdefault(f"{namespace}/{target}", []).append(node)
+        for target, condition in graph.conditions(labels):
+            self._conditions.append((node, f"{namespace}/{target}", condition))
+        return labels
+
+    def _add_conditions(self) -> None:
+        """Edges that depend on the labels of the snapshot they lead to."""
+        for node, target, condition in self._conditions:
+            labels = marks.load(self._used.get(target, "{}"))
+            if graph.satisfied(condition, labels, self._now):
+                self._edges.setdefault(node, []).append(target)
+        self._conditions.clear()
+
+    def _heed(
+        self, nodes: set[str], reader: Engine | Transaction, mark: Callable[[Iterable[str]], None]
+    ) -> None:
+        """Read again what touched nodes lead to, and mark on from them."""
+        for node in nodes:
+            namespace, kind, key = node.split("/", 2)
+            query = _POINT_QUERIES.get(kind)
+            if query is None:
+                continue
+            self._structure.pop(node, None)
+            row = reader.one(f"{query.sql} {query.one}", (namespace, *_columns(kind, key)))
+            if row is not None:
+                query.reader(self)(row)
+        self._add_conditions()
+        mark(nodes)
+
+    async def _garbage(self, marked: set[str]) -> list[Garbage]:
+        """What is not marked, in the order of deletion: children before parents."""
+        kinds: dict[str, list[Garbage]] = {kind: [] for kind in _ORDER}
+        for count, (node, each) in enumerate(self._objects.items()):
+            if count % PAGE == 0:
+                await asyncio.sleep(0)
+            if not self._is_marked(node, marked):
+                kinds[each.kind].append(each)
+        kinds[graph.SNAPSHOT].sort(key=self._depth, reverse=True)
+        return [each for kind in _ORDER for each in kinds[kind]]
+
+    def _depth(self, each: Garbage) -> int:
+        """How many ancestors a snapshot has."""
+        node, depth = each.node, 0
+        while (parent := self._structure.get(node)) is not None:
+            node, depth = parent, depth + 1
+        return depth
+
+    def _is_marked(self, node: str, marked: set[str]) -> bool:
+        return node in marked or (self._any_flat and _flat(node) in marked)
+
+    def _orphan(self, each: Garbage) -> None:
+        if each.kind == graph.CONTENT:
+            self._janitor.blob(each.key)
+        elif each.kind == graph.INGEST:
+            self._janitor.ingest(each.backend_name)
+        elif each.kind == graph.SNAPSHOT:
+            self._janitor.snapshot(each.key.split("/", 1)[0], each.backend_name)
+
+
+class _Query(NamedTuple):
+    sql: str
+    one: str
+    reader: Callable[[Collection], Callable[[Row], None]]
+
+
+_CONTAINERS = _Query(
+    "SELECT namespace, id, snapshotter, snapshot_key, gc FROM containers",
+    "WHERE namespace=? AND id=?",
+    lambda collection: collection.read_container,
+)
+_IMAGES = _Query(
+    "SELECT namespace, name, digest, gc FROM images",
+    "WHERE namespace=? AND name=?",
+    lambda collection: collection.read_image,
+)
+_CONTENT = _Query(
+    "SELECT namespace, digest, gc FROM content",
+    "WHERE namespace=? AND digest=?",
+    lambda collection: collection.read_content,
+)
+_SNAPSHOTS = _Query(
+    "SELECT namespace, snapshotter, key, backend_key, parent, gc FROM snapshots",
+    "WHERE namespace=? AND snapshotter=? AND key=?",
+    lambda collection: collection.read_snapshot,
+)
+_INGESTS = _Query(
+    "SELECT namespace, ref, backend_ref, expected, expires_at FROM ingests",
+    "WHERE namespace=? AND ref=?",
+    lambda collection: collection.read_ingest,
+)
+_QUERIES = (
+    _Query(
+        "SELECT leases.namespace, leases.id, labels, type, lease_resources.id FROM leases"
+        " LEFT JOIN lease_resources ON lease_resources.namespace=leases.namespace"
+        " AND lease=leases.id",
+        "",
+        lambda collection: collection.read_lease,
+    ),
+    _CONTAINERS,
+    _Query(
+        "SELECT namespace, gc FROM sandboxes WHERE gc IS NOT NULL",
+        "",
+        lambda collection: collection.read_sandbox,
+    ),
+    _IMAGES,
+    _CONTENT,
+    _SNAPSHOTS,
+    _Query(
+        "SELECT namespace, snapshotter, key, parent FROM snapshot_commits",
+        "",
+        lambda collection: collection.read_commit,
+    ),
+    _INGESTS,
+)
+_POINT_QUERIES = {
+    graph.CONTAINER: _CONTAINERS,
+    graph.IMAGE: _IMAGES,
+    graph.CONTENT: _CONTENT,
+    graph.SNAPSHOT: _SNAPSHOTS,
+    graph.INGEST: _INGESTS,
+}
+
+_DELETE = {
+    graph.LEASE: "DELETE FROM leases WHERE namespace=? AND id=?",
+    graph.SNAPSHOT: "DELETE FROM snapshots WHERE namespace=? AND snapshotter=? AND key=?",
+    graph.INGEST: "DELETE FROM ingests WHERE namespace=? AND ref=?",
+    graph.CONTENT: "DELETE FROM content WHERE namespace=? AND digest=?",
+    graph.IMAGE: "DELETE FROM images WHERE namespace=? AND name=?",
+}
+
+
+def _delete(tx: Transaction, each: Garbage) -> bool:
+    """Whether it was there to be deleted."""
+    key = _columns(each.kind, each.key)
+    if not tx.execute(_DELETE[each.kind], (each.namespace, *key)).rowcount:
+        return False
+    if each.kind == graph.LEASE:
+        sql = "DELETE FROM lease_resources WHERE namespace=? AND lease=?"
+        tx.execute(sql, (each.namespace, each.key))
+    elif each.kind == graph.SNAPSHOT:
+        snapshotter, name = key
+        tx.emit(each.namespace, topics.snapshot_removed(snapshotter, name))
+    elif each.kind == graph.IMAGE:
+        tx.emit(each.namespace, topics.image_deleted(each.key))
+    return True
+
+
+def _columns(kind: str, key: str) -> tuple[str, ...]:
+    """A node's key as the columns it is made of."""
+    if kind != graph.SNAPSHOT:
+        return (key,)
+    snapshotter, _, name = key.partition("/")
+    return snapshotter, name
+
+
+def _flat(node: str) -> str:
+    namespace, rest = node.split("/", 1)
+    return f"{namespace}/{graph.FLAT}{rest}"

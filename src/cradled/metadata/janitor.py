@@ -1,0 +1,167 @@
+"""Async. Removing from the backends what no namespace has any more.
+
+The metadata is the truth: an object is gone when its row is. What its row named in a backend is
+an *orphan* from then on, kept here until the backend has removed it. The list is in memory only;
+after a start, and whenever a removal failed, whole backends are compared with the metadata, which
+finds also what a crash left between backend and metadata.
+
+What is being made and has no row yet is *pinned*, so that a comparison does not take it for an
+orphan. Blobs are removed and adopted under a lock per digest: a blob that a writer is about to
+name is not removed under its hands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+
+from cradled.aio.keyed_lock import KeyedLock
+from cradled.core.content import ContentStore
+from cradled.core.snapshots import Snapshotter
+from cradled.errors import Error, FailedPrecondition, NotFound
+from cradled.metadata.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+
+class Janitor:
+    """Knows the orphans of all backends; ``clean_*`` removes them."""
+
+    def __init__(
+        self, engine: Engine, content: ContentStore, snapshotters: Mapping[str, Snapshotter]
+    ) -> None:
+        self._engine = engine
+        self._content = content
+        self._snapshotters = snapshotters
+        self._blobs: set[str] = set()
+        self._ingests: set[str] = set()
+        self._snapshots: dict[str, set[str]] = {name: set() for name in snapshotters}
+        self._pinned: set[str] = set()
+        self._unknown = {"content", *(f"snapshots/{name}" for name in snapshotters)}
+        self._blob_locks: KeyedLock[str] = KeyedLock()
+        self._called = asyncio.Event()
+        self._turns: KeyedLock[str] = KeyedLock()
+
+    def blob(self, digest: str) -> None:
+        """A namespace lost its entry for this blob."""
+        self._blobs.add(digest)
+
+    def ingest(self, backend_ref: str) -> None:
+        """The entry of this ingest is gone."""
+        self._ingests.add(backend_ref)
+
+    def snapshot(self, snapshotter: str, backend_key: str) -> None:
+        """The entry of this snapshot is gone."""
+        self._snapshots[snapshotter].add(backend_key)
+        self._called.set()
+
+    def hold_blob(self, digest: str) -> AbstractAsyncContextManager[None]:
+        """``async with``: nobody else removes or adopts this blob meanwhile."""
+        return self._blob_locks(digest)
+
+    @contextmanager
+    def pinned(self, backend_name: str) -> Iterator[None]:
+        """For the length of the block an object of this name is not an orphan."""
+        self._pinned.add(backend_name)
+        try:
+            yield
+        finally:
+            self._pinned.discard(backend_name)
+
+    async def run(self) -> None:
+        """Remove snapshots soon after their entries are gone; ends by being cancelled."""
+        while True:
+            await self._called.wait()
+            self._called.clear()
+            for name, orphans in self._snapshots.items():
+                if orphans:
+                    await self.clean_snapshots(name)
+
+    async def clean_content(self) -> None:
+        """Remove orphaned blobs and ingests; what fails is tried again at the next call."""
+        async with self._turns("content"):
+            if "content" in self._unknown:
+                await self._find_content()
+            for digest in list(self._blobs):
+                await self._remove_blob(digest)
+            for backend_ref in list(self._ingests):
+                await self.abort_ingest(backend_ref)
+
+    async def clean_snapshots(self, name: str) -> None:
+        """Remove a snapshotter's orphans, children first, then have it clean up its own."""
+        backend = self._snapshotters[name]
+        async with self._turns(name):
+            if f"snapshots/{name}" in self._unknown:
+                await self._find_snapshots(name)
+            orphans, busy = self._snapshots[name], True
+            while orphans and busy:
+                busy = False
+                for key in sorted(orphans):
+                    busy |= await self._remove_snapshot(name, key)
+            await backend.cleanup()
+
+    async def abort_ingest(self, backend_ref: str) -> None:
+        """Remove one ingest now."""
+        try:
+            await self._content.abort(backend_ref)
+        except NotFound:
+            pass
+        except (Error, OSError):
+            _log.warning("cannot abort ingest %s", backend_ref, exc_info=True)
+            return
+        self._ingests.discard(backend_ref)
+
+    async def _find_content(self) -> None:
+        known = {row[0] for row in self._engine.query("SELECT digest FROM content")}
+        known |= {row[0] for row in self._engine.query("SELECT expected FROM ingests")}
+        self._blobs |= {info.digest async for info in self._content.walk()} - known
+        found = {status.ref for status in await self._content.list_statuses()}
+        rows = self._engine.query("SELECT backend_ref FROM ingests")
+        self._ingests |= found - {row[0] for row in rows} - self._pinned
+        self._unknown.discard("content")
+
+    async def _find_snapshots(self, name: str) -> None:
+        found = {info.name async for info in self._snapshotters[name].walk()}
+        # Read after the walk: what was made meanwhile is not in it, what is being made is pinned.
+        rows = self._engine.query(
+            "SELECT backend_key FROM snapshots WHERE snapshotter=?"
+            " UNION ALL SELECT backend_name FROM snapshot_commits WHERE snapshotter=?",
+            (name, name),
+        )
+        self._snapshots[name] |= found - {row[0] for row in rows} - self._pinned
+        self._unknown.discard(f"snapshots/{name}")
+
+    async def _remove_blob(self, digest: str) -> None:
+        async with self._blob_locks(digest):
+            if not self._named(digest):
+                try:
+                    await self._content.delete(digest)
+                except NotFound:
+                    pass
+                except (Error, OSError):
+                    _log.warning("cannot remove blob %s", digest, exc_info=True)
+                    return
+            self._blobs.discard(digest)
+
+    def _named(self, digest: str) -> bool:
+        sql = (
+            "SELECT 1 FROM content WHERE digest=? UNION ALL"
+            " SELECT 1 FROM ingests WHERE expected=? LIMIT 1"
+        )
+        return self._engine.one(sql, (digest, digest)) is not None
+
+    async def _remove_snapshot(self, name: str, key: str) -> bool:
+        """Whether it is gone."""
+        try:
+            await self._snapshotters[name].remove(key)
+        except NotFound:
+            pass
+        except FailedPrecondition:  # its children go first
+            return False
+        except (Error, OSError):
+            _log.warning("cannot remove snapshot %s of %s", key, name, exc_info=True)
+            return False
+        self._snapshots[name].discard(key)
+        return True

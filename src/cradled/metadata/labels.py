@@ -1,0 +1,85 @@
+"""Pure. Labels as the stores keep them, and the update masks on them.
+
+A label with an empty value is no label: maps lose such entries when they are written.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cradled import identifiers
+from cradled.core.values import Labels
+from cradled.errors import InvalidArgument
+from cradled.filters import Filter, field_key, parse
+
+Adapt = Callable[[tuple[str, ...]], str | None]
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def clean(labels: Labels, what: str = "") -> dict[str, str]:
+    """Labels without empty values; raises InvalidArgument ``<what>: ...`` for one too long."""
+    for key, value in labels.items():
+        try:
+            identifiers.validate_label(key, value)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{what}: {error.what}" if what else error.what) from None
+    return {key: value for key, value in labels.items() if value}
+
+
+def dump(labels: Labels) -> str:
+    """As stored in a column."""
+    return _encode(labels) if labels else "{}"
+
+
+def load(text: str) -> dict[str, str]:
+    """Back from a column."""
+    if text == "{}":
+        return {}
+    found: dict[str, str] = json.loads(text)
+    return found
+
+
+def masked(old: Labels, new: Labels, path: str) -> dict[str, str] | None:
+    """Labels after an update of ``labels`` or ``labels.<k>``; None for another path."""
+    if path == "labels":
+        return dict(new)
+    return replaced(old, new, path, "labels.")
+
+
+def replaced(
+    old: Mapping[str, Any], new: Mapping[str, Any], path: str, prefix: str
+) -> dict[str, Any] | None:
+    """A map after the update of the one key that follows ``prefix``; None for another path."""
+    if not path.startswith(prefix):
+        return None
+    key = path[len(prefix) :]
+    changed = dict(old)
+    changed.pop(key, None)
+    if new.get(key):
+        changed[key] = new[key]
+    return changed
+
+
+def adaptor(fields: Mapping[str, str | None], labels: str) -> Adapt:
+    """A filter's view of an object: its fields by dotted name, ``labels.<k>`` from the column."""
+
+    def look(path: tuple[str, ...]) -> str | None:
+        if path[0] == "labels":
+            return load(labels).get(field_key(path))
+        return fields.get(".".join(path))
+
+    return look
+
+
+@functools.lru_cache(256)
+def _parsed(expressions: tuple[str, ...]) -> Filter:
+    return parse(expressions)
+
+
+def parsed(expressions: Any) -> Filter:
+    """The filter of a list request; those that come again and again are parsed once."""
+    return _parsed(tuple(expressions))
