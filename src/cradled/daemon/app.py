@@ -33,7 +33,6 @@ REQUIRED = (
     f"{t.CONTENT}.content",
     f"{t.EVENT}.exchange",
     f"{t.METADATA}.bolt",
-    f"{t.RUNTIME}.task",
 )
 """Without these there is nothing to serve: their failure stops the start."""
 
@@ -80,8 +79,9 @@ class App:
 
     async def _start(self) -> None:
         config = self._config
-        events = listeners.listen(self._properties["ttrpc_address"], mode=0o600)
-        self._stack.callback(listeners.unlink, events)
+        path = self._properties["ttrpc_address"]
+        events = listeners.listen(path, mode=0o600)
+        self._stack.callback(listeners.remove, events, path)
         self.plugins = await graph.start(
             REGISTRATIONS,
             root=config.root,
@@ -97,6 +97,7 @@ class App:
         server = TtrpcServer(self.ttrpc_router)
         await server.serve(events)
         self._stack.push_async_callback(server.stop, STOP_GRACE)
+        self.get(t.GC, "scheduler").start()
 
     def _route(self, type: str, router: Router) -> None:
         for (found, _), plugin in self.plugins.items():

@@ -85,6 +85,7 @@ async def _metadata(context: InitContext) -> Any:
         content=context.get(t.CONTENT, "content"),
         snapshotters=context.all(t.SNAPSHOTTER),
         publisher=context.get(t.EVENT, "exchange"),
+        isolated=config.content_sharing_policy == "isolated",
     )
     context.stack.push_async_callback(db.aclose)
     context.export("path", path)
@@ -93,6 +94,7 @@ async def _metadata(context: InitContext) -> Any:
 
 
 async def _scheduler(context: InitContext) -> Any:
+    from cradled.gc.policy import Config as Policy
     from cradled.gc.scheduler import Scheduler
 
     config: sections.Scheduler = context.config
@@ -100,14 +102,16 @@ async def _scheduler(context: InitContext) -> Any:
     context.export("DeletionThreshold", str(config.deletion_threshold))
     context.export("MutationThreshold", str(config.mutation_threshold))
     context.export("ScheduleDelay", config.schedule_delay)
-    return Scheduler(
-        context.get(t.METADATA, "bolt"),
+    policy = Policy(
         pause_threshold=config.pause_threshold,
         deletion_threshold=config.deletion_threshold,
         mutation_threshold=config.mutation_threshold,
         schedule_delay=sections.seconds(config.schedule_delay),
         startup_delay=sections.seconds(config.startup_delay),
     )
+    scheduler = Scheduler(context.get(t.METADATA, "bolt"), policy)
+    context.stack.push_async_callback(scheduler.aclose)
+    return scheduler
 
 
 async def _skip(context: InitContext) -> Any:

@@ -82,9 +82,8 @@ def listen(path: str, *, mode: int = 0o660, uid: int = 0, gid: int = 0) -> socke
     return sock
 
 
-def unlink(sock: socket.socket) -> None:
-    """Close a listening socket and remove its path."""
-    path = sock.getsockname()
+def remove(sock: socket.socket, path: str) -> None:
+    """Close a listening socket (one that a server closed already is fine) and its path."""
     sock.close()
     try:
         os.unlink(path)

@@ -50,8 +50,9 @@ def run(
         log.critical("%s", error)
         return 1
     finally:
-        for sock in sockets:
-            listeners.unlink(sock)
+        grpc, ttrpc = builtins.endpoints(config)
+        listeners.remove(sockets[0], grpc.address)
+        listeners.remove(sockets[1], ttrpc.address)
     return 0
 
 

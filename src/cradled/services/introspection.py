@@ -15,7 +15,7 @@ from cradled.errors import FailedPrecondition, NotFound, Unimplemented
 from cradled.oci.platforms import Platform
 from cradled.plugin.types import Plugin
 from cradled.rpc.call import Call
-from cradled.rpc.status import to_status
+from cradled.rpc.status import Code
 
 InfoProvider = Callable[[AnyValue], Awaitable[AnyValue]]
 """Answers the options of a PluginInfo request with its ``extra``."""
@@ -71,8 +71,7 @@ class IntrospectionService:
         registration = plugin.registration
         error = None
         if plugin.error is not None:
-            code, text = to_status(plugin.error)
-            error = Status(code=code, message=text)
+            error = Status(code=Code.UNKNOWN, message=str(plugin.error))
         return pb.Plugin(
             type=registration.type,
             id=registration.id,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cradled.daemon.listeners import StartError, hold, listen, make_directory, unlink
+from cradled.daemon.listeners import StartError, hold, listen, make_directory, remove
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def test_socket_has_its_mode_and_listens(path: str) -> None:
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
-    unlink(sock)
+    remove(sock, path)
+    remove(sock, path)
     assert not os.path.exists(path)
 
 
