@@ -158,7 +158,7 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 def _spawn(control: int, preload: list[str], env: dict[str, str]) -> int:
-    config = json.dumps({"path": _import_path(), "preload": preload})
+    config = json.dumps({"path": import_path(), "preload": preload})
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-I", "-S", "-c", _BOOT, config],
@@ -174,8 +174,8 @@ def _spawn(control: int, preload: list[str], env: dict[str, str]) -> int:
     )
 
 
-def _import_path() -> list[str]:
-    """Where ``cradled`` and its dependencies are; nothing that depends on the current directory."""
+def import_path() -> list[str]:
+    """Where an isolated interpreter finds ``cradled`` and its dependencies: absolute paths only."""
     own = str(Path(cradled.__file__).resolve().parent.parent)
     return [own, *(entry for entry in sys.path if os.path.isabs(entry) and entry != own)]
 

@@ -1,0 +1,311 @@
+"""Async. Starting shims, and cleaning up after dead ones: our own by fork, others by their program.
+
+Both launchers take the same and give the same. Our shim is a fork of the zygote that gets a socket
+which listens already; where it serves is in the bundle before it is forked, so a daemon killed at
+any instant finds it again. Containers of one group (``bundle.group_of``) share a shim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from cradled.aio import process, threads
+from cradled.aio.keyed_lock import KeyedLock
+from cradled.api import runc_options_pb2
+from cradled.core.tasks import Exit
+from cradled.core.values import AnyValue
+from cradled.errors import Error, NotFound
+from cradled.linux import cgroup, oom
+from cradled.runtime import bootstrap
+from cradled.runtime.bootstrap import Bootstrap, Daemon
+from cradled.runtime.bundle import Bundle
+from cradled.zygote.client import Zygote, import_path
+
+log = logging.getLogger(__name__)
+
+DEFAULT_RUNTIME = "io.containerd.runc.v2"
+OWN_RUNTIMES = (DEFAULT_RUNTIME, "io.containerd.cradled.v2")
+OWN_PROGRAM = "containerd-shim-cradled-v2"
+OWN_ENTRY = "cradled.shim.serve:forked"
+
+RUNC_OPTIONS = "containerd.runc.v1.Options"
+
+DELETE_SECONDS = 5.0
+_BACKLOG = 128
+_VERSION = 3
+
+
+class Launcher(Protocol):
+    """One kind of shim. ``path`` goes into the bundle (``shim-binary-path``)."""
+
+    path: str
+
+    def options(self, options: AnyValue | None, /) -> AnyValue | None:
+        """The options that a task of this kind is created with."""
+        ...
+
+    async def start(self, bundle: Bundle, options: AnyValue | None, group: str, /) -> Bootstrap:
+        """Start a shim for a bundle, or join that of its group; where it serves is saved then.
+
+        Raises Error, and leaves nothing but what is in the bundle.
+        """
+        ...
+
+    async def delete(self, bundle: Bundle, /) -> Exit:
+        """Clean up after a dead shim: its container is killed and deleted. Raises Error."""
+        ...
+
+
+class Launchers:
+    """Which launcher serves which runtime type or shim program.
+
+    ``default_binary`` is the OCI runtime of containers that name none, ``runc_root`` where it
+    keeps its state for containers that name nothing else.
+    """
+
+    def __init__(
+        self, daemon: Daemon, zygote: Zygote, *, runc_root: str, default_binary: str = ""
+    ) -> None:
+        self._daemon = daemon
+        self._own = ZygoteLauncher(daemon, zygote, runc_root, default_binary)
+        self._resolved: dict[str, str] = {}
+        self._programs: dict[str, BinaryLauncher] = {}
+
+    def of_runtime(self, name: str) -> Launcher:
+        """Raises Error for what is no runtime, or not installed."""
+        if (name or DEFAULT_RUNTIME) in OWN_RUNTIMES:
+            return self._own
+        path = self._resolved.get(name)
+        if path is None:
+            path = self._resolved[name] = resolve(name)
+        return self.of_program(path)
+
+    def of_program(self, path: str) -> Launcher:
+        """The launcher that wrote ``path`` into a bundle."""
+        if os.path.basename(path) == OWN_PROGRAM:
+            return self._own
+        launcher = self._programs.get(path)
+        if launcher is None:
+            launcher = self._programs[path] = BinaryLauncher(self._daemon, path)
+        return launcher
+
+
+def program_name(runtime: str) -> str:
+    """``io.containerd.kata.v2`` -> ``containerd-shim-kata-v2``. Raises Error."""
+    parts = runtime.split(".")
+    if "/" in runtime or len(parts) < 2 or not parts[0] or not all(parts[-2:]):
+        raise Error(
+            f"invalid runtime name {runtime}, use a type such as io.containerd.runc.v2 "
+            "or the absolute path of a shim"
+        )
+    return f"containerd-shim-{parts[-2]}-{parts[-1]}"
+
+
+def resolve(runtime: str) -> str:
+    """The shim program of a runtime type, or the absolute path in its place. Raises Error."""
+    if os.path.isabs(runtime):
+        if not os.path.exists(runtime):
+            raise Error(f"invalid custom binary path: {runtime}: no such file or directory")
+        return runtime
+    name = program_name(runtime)
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
+    found = shutil.which(name, path=places)
+    if found is None:
+        raise Error(f'runtime "{runtime}" binary not installed "{name}": file does not exist')
+    return os.path.abspath(found)
+
+
+class BinaryLauncher:
+    """Any shim program that keeps the contract of containerd's shims."""
+
+    def __init__(self, daemon: Daemon, path: str) -> None:
+        self.path = path
+        self._daemon = daemon
+        self._legacy = False
+
+    def options(self, options: AnyValue | None, /) -> AnyValue | None:
+        return options
+
+    async def start(self, bundle: Bundle, options: AnyValue | None, group: str, /) -> Bootstrap:
+        """The program itself finds out about groups."""
+        done: process.Finished | None = None
+        if not self._legacy:
+            message = bootstrap.params(self._daemon, bundle.namespace, bundle.id, options)
+            done = await self._start(bundle, message.SerializeToString())
+        if done is None or done.status:
+            # A shim older than BootstrapParams fails on them; all read the older form.
+            done = await self._start(bundle, bootstrap.legacy_params(options))
+            self._legacy = not done.status
+        if done.status:
+            output = done.stdout.decode(errors="replace").strip()
+            raise Error(f"failed to start shim: start failed: {output}: {_status(done.status)}")
+        result = bootstrap.parse_output(done.stdout)
+        await threads.run("fs", bundle.save_bootstrap, result)
+        return result
+
+    async def delete(self, bundle: Bundle, /) -> Exit:
+        return await _run_delete([self.path], self._daemon, bundle)
+
+    async def _start(self, bundle: Bundle, stdin: bytes) -> process.Finished:
+        flags = bootstrap.arguments(self._daemon, bundle.namespace, bundle.id)
+        return await process.run(
+            [self.path, *flags, "start"],
+            env=bootstrap.environment(os.environ, self._daemon, bundle.namespace),
+            cwd=bundle.path,
+            stdin=stdin,
+            combined=True,
+        )
+
+
+class ZygoteLauncher:
+    """Our own shim, forked.
+
+    Its socket's name is new each time, so that a shim that goes cannot unlink its successor's; only
+    groups have one that can be found again.
+    """
+
+    def __init__(self, daemon: Daemon, zygote: Zygote, runc_root: str, default_binary: str) -> None:
+        self.path = f"{os.path.dirname(sys.executable)}/{OWN_PROGRAM}"
+        self._daemon = daemon
+        self._zygote = zygote
+        self._runc_root = runc_root
+        self._default_binary = default_binary
+        self._groups: KeyedLock[str] = KeyedLock()
+
+    def options(self, options: AnyValue | None, /) -> AnyValue | None:
+        """Fill in the default runtime and where it keeps its state: the shim writes them down."""
+        message = runc_options_pb2.Options()
+        if options is not None and options.type_url:
+            if options.type_url.rpartition("/")[2] != RUNC_OPTIONS:
+                return options  # the shim refuses it
+            message.ParseFromString(options.value)
+        message.binary_name = message.binary_name or self._default_binary
+        message.root = message.root or self._runc_root
+        return AnyValue(RUNC_OPTIONS, message.SerializeToString())
+
+    async def start(self, bundle: Bundle, options: AnyValue | None, group: str, /) -> Bootstrap:
+        path = self._socket_path(bundle.namespace, group)
+        result = Bootstrap(_VERSION, f"unix://{path}")
+        async with self._groups(path):
+            listener = await threads.run("fs", _prepare, bundle, result, path)
+            if listener is not None:
+                with listener:
+                    await self._fork(bundle, options, listener, path)
+        return result
+
+    async def delete(self, bundle: Bundle, /) -> Exit:
+        end = await _run_delete(_own_program(), self._daemon, bundle)
+        await threads.run("fs", _remove_socket, bundle)
+        return end
+
+    def _socket_path(self, namespace: str, group: str) -> str:
+        key = f"{self._daemon.grpc_address.rstrip('/')}/{namespace}/{group}"
+        name = hashlib.sha256(key.encode()).hexdigest() if group else secrets.token_hex(32)
+        return f"{self._daemon.socket_dir}/{name}"
+
+    async def _fork(
+        self, bundle: Bundle, options: AnyValue | None, listener: socket.socket, path: str
+    ) -> None:
+        params = {
+            "namespace": bundle.namespace,
+            "bundle": bundle.path,
+            "ttrpc_address": self._daemon.ttrpc_address,
+            "runc_root": self._runc_root,
+        }
+        try:
+            _, pidfd = await self._zygote.fork(
+                OWN_ENTRY,
+                params,
+                [listener.fileno()],
+                name="cradled-shim",
+                oom_score_adj=min(oom.score() + 1, oom.MAX_SCORE),
+                cgroups=_shim_cgroups(options),
+            )
+        except BaseException:
+            os.unlink(path)
+            raise
+        os.close(pidfd)
+
+
+def _prepare(bundle: Bundle, result: Bootstrap, path: str) -> socket.socket | None:
+    """Save where the shim will serve, and have it listen there; None where one serves already."""
+    bundle.save_bootstrap(result)
+    if _is_served(path):
+        return None
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)  # nobody can connect before it listens
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(path) == 0
+
+
+def _remove_socket(bundle: Bundle) -> None:
+    """Remove a dead shim's socket, unless others of its group are served there."""
+    saved = bundle.load_bootstrap()
+    if saved is not None:
+        path = saved.address.removeprefix("unix://")
+        if os.path.isabs(path) and not _is_served(path):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _shim_cgroups(options: AnyValue | None) -> Sequence[str]:
+    if options is None:
+        return ()
+    group = runc_options_pb2.Options.FromString(options.value).shim_cgroup
+    if not group:
+        return ()
+    directories = cgroup.directories(group)
+    if not directories:
+        raise NotFound(f"shim cgroup {group}")
+    return directories
+
+
+def _own_program() -> list[str]:
+    """Our shim as a program, wherever it is installed."""
+    code = (
+        f"import sys; sys.path[:0] = {import_path()!r}; "
+        "from cradled.shim.__main__ import main; sys.exit(main())"
+    )
+    return [sys.executable, "-I", "-S", "-c", code]
+
+
+async def _run_delete(program: Sequence[str], daemon: Daemon, bundle: Bundle) -> Exit:
+    flags = bootstrap.arguments(daemon, bundle.namespace, bundle.id, bundle.path)
+    done = await process.run(
+        [*program, *flags, "delete"],
+        env=bootstrap.environment(os.environ, daemon, bundle.namespace),
+        cwd=bundle.path,
+        timeout=DELETE_SECONDS,
+    )
+    for line in done.stderr.decode(errors="replace").splitlines():
+        log.warning("shim of %s: %s", bundle.id, line)
+    if done.status:
+        output = done.stderr.decode(errors="replace").strip()
+        raise Error(f"shim delete failed: {output}: {_status(done.status)}")
+    return bootstrap.parse_delete(done.stdout)
+
+
+def _status(status: int) -> str:
+    return f"exit status {status}" if status >= 0 else f"signal {-status}"
