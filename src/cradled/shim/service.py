@@ -102,9 +102,10 @@ class TaskService:
         return m.Empty()
 
     async def update(self, request: m.UpdateTaskRequest) -> Message:
+        container = self._container(request.id)
         if request.resources is None:
             raise InvalidArgument("no resources to update")
-        await self._container(request.id).update(request.resources.value)
+        await container.update(request.resources.value)
         return m.Empty()
 
     async def resize_pty(self, request: m.ResizePtyRequest) -> Message:
