@@ -1,0 +1,224 @@
+"""Blocking. A layer's bytes, decompressed and hashed in a thread while the caller works on them.
+
+``LayerStream`` reads a descriptor and yields blocks of the uncompressed stream. Reading, inflating
+and hashing release the GIL, so they run beside the caller's own work on another core; at most
+``QUEUE`` blocks wait. The formats are told apart by their first bytes: gzip (any number of
+members), zstd (any number of frames), else the bytes as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, cast
+
+from cradled.archive.errors import CompressionError, Truncated
+
+if TYPE_CHECKING:
+    from typing import Self
+
+READ = 256 * 1024
+BLOCK = 256 * 1024  # stays in the core's cache between inflating, hashing and writing
+QUEUE = 16
+_ZSTD_WINDOW_LOG = 27  # 128 MiB: what the zstd program accepts by default
+
+Read = Callable[[int], bytes]
+
+
+class _Decoder(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def positional(fd: int, start: int = 0) -> Read:
+    """Read a file from ``start`` on without moving the position its descriptor shares."""
+    at = start
+
+    def read(length: int) -> bytes:
+        nonlocal at
+        data = os.pread(fd, length, at)
+        at += len(data)
+        return data
+
+    return read
+
+
+def sequential(fd: int) -> Read:
+    """Read a pipe or socket."""
+    return lambda length: os.read(fd, length)
+
+
+def compression(start: bytes) -> str:
+    """``gzip``, ``zstd`` or nothing, by the first bytes of a stream."""
+    if start[:3] == b"\x1f\x8b\x08":
+        return "gzip"
+    if start[:4] == b"\x28\xb5\x2f\xfd" or (start[1:4] == b"\x2a\x4d\x18" and start[0] >> 4 == 5):
+        return "zstd"
+    return ""
+
+
+def uncompressed(read: Read, *, sniff: bool = True) -> Iterator[bytes]:
+    """The uncompressed bytes behind ``read``; without ``sniff`` they are taken as they are."""
+    start = read(READ)
+    while sniff and 0 < len(start) < 4 and (more := read(READ)):
+        start += more
+    kind = compression(start) if sniff else ""
+    return _decode(kind, start, read, decoder(kind)) if kind else _plain(start, read)
+
+
+def _plain(data: bytes, read: Read) -> Iterator[bytes]:
+    while data:
+        yield data
+        data = read(READ)
+
+
+def _decode(
+    kind: str, data: bytes, read: Read, tools: tuple[Callable[[], _Decoder], type[Exception]]
+) -> Iterator[bytes]:
+    """Members (frames) one after the other; anything else behind one is an error, even zeros."""
+    new_decoder, failure = tools
+    while data:
+        while len(data) < 4 and (more := read(READ)):
+            data += more
+        if compression(data) != kind:
+            raise CompressionError(f"{kind}: invalid header")
+        decoder = new_decoder()
+        while True:
+            try:
+                block = decoder.decompress(data, BLOCK)
+            except failure as error:
+                raise CompressionError(f"{kind}: {error}") from None
+            if block:
+                yield block
+            if decoder.eof:
+                break
+            data = b""
+            if decoder.needs_input and not (data := read(READ)):
+                raise Truncated(f"{kind} stream")
+        data = decoder.unused_data or read(READ)
+
+
+def decoder(kind: str) -> tuple[Callable[[], _Decoder], type[Exception]]:
+    """How to make a decoder of ``gzip`` or ``zstd``, and what it raises for bad data."""
+    return _gzip_decoder() if kind == "gzip" else _zstd_decoder()
+
+
+def _gzip_decoder() -> tuple[Callable[[], _Decoder], type[Exception]]:
+    from isal import igzip_lib
+
+    # IsalError is a class; the package's stubs call it an instance.
+    failure = cast("type[Exception]", igzip_lib.IsalError)
+    return partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP), failure
+
+
+def _zstd_decoder() -> tuple[Callable[[], _Decoder], type[Exception]]:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    return partial(zstd.ZstdDecompressor, options=options), zstd.ZstdError
+
+
+class LayerStream:
+    """Blocks of a layer's uncompressed stream; ``digest`` and ``size`` of all of it at the end.
+
+    A context manager: leaving it ends the thread, wherever the reading stands. What goes wrong in
+    the thread is raised by the iteration.
+    """
+
+    def __init__(self, read: Read, *, sniff: bool = True) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._read = read
+        self._sniff = sniff
+        self._blocks: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+        self._room = threading.Semaphore(QUEUE)
+        self._stopped = False
+        self._ended = False
+        self._thread = threading.Thread(target=self._produce, name="inflate", daemon=True)
+
+    @property
+    def digest(self) -> str:
+        """Digest of what was yielded; of the whole stream once the iteration has ended."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopped = True
+        self._room.release()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._ended:
+            raise StopIteration
+        block = self._blocks.get()
+        self._room.release()
+        if isinstance(block, bytes):
+            return block
+        self._ended = True
+        if block is None:
+            raise StopIteration
+        raise block
+
+    def drain(self) -> None:
+        """Read to the end, so that digest and size are those of the whole stream."""
+        for _ in self:
+            pass
+
+    def _produce(self) -> None:
+        end: BaseException | None = None
+        try:
+            for block in _gathered(uncompressed(self._read, sniff=self._sniff)):
+                self._hash.update(block)
+                self.size += len(block)
+                self._room.acquire()
+                if self._stopped:
+                    return
+                self._blocks.put(block)
+        except BaseException as error:  # raised again where the blocks are read
+            end = error
+        self._blocks.put(end)
+
+
+def _gathered(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Join small blocks: some writers make a gzip member of every file."""
+    small: list[bytes] = []
+    waiting = 0
+    for block in blocks:
+        if len(block) >= BLOCK // 4 and not small:
+            yield block
+            continue
+        small.append(block)
+        waiting += len(block)
+        if waiting >= BLOCK // 4:
+            yield b"".join(small)
+            small.clear()
+            waiting = 0
+    if small:
+        yield b"".join(small)
