@@ -58,7 +58,9 @@ class _Host:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._given: tuple[Coroutine[Any, Any, None], Any, Context] | None = None
         self._wake = loop.create_future()
-        self.task: asyncio.Task[None] = loop.create_task(self._run())
+        steps = self._run()
+        steps.send(None)  # into its ``try``: the task may be cancelled before its first turn
+        self.task: asyncio.Task[None] = loop.create_task(steps)
 
     def adopt(self, coro: Coroutine[Any, Any, None], awaited: Any, context: Context) -> None:
         self._given = (coro, awaited, context)
@@ -68,7 +70,9 @@ class _Host:
     @coroutine
     def _run(self) -> Generator[Any, Any, None]:
         try:
-            yield from self._wake
+            yield
+            if self._given is None:
+                yield from self._wake
         except asyncio.CancelledError:
             if self._given is None:
                 raise

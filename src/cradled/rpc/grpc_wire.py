@@ -135,8 +135,9 @@ def encode_timeout(seconds: float) -> bytes:
     """The value of grpc-timeout, in the finest unit that has room for it."""
     nanoseconds = max(0, round(seconds * 1e9))
     for unit, size in (("n", 1), ("u", 10**3), ("m", 10**6), ("S", 10**9), ("M", 60 * 10**9)):
-        if nanoseconds // size < 10**8:
-            return b"%d%s" % (-(-nanoseconds // size), unit.encode())
+        count = -(-nanoseconds // size)
+        if count < 10**8:
+            return b"%d%s" % (count, unit.encode())
     return b"%dH" % min(nanoseconds // (3600 * 10**9), 10**8 - 1)
 
 

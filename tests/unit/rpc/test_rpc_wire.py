@@ -1,0 +1,154 @@
+"""What gRPC adds to HTTP/2, as bytes."""
+
+import gzip
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cradled import errors
+from cradled.http2.hpack import Decoder
+from cradled.rpc import grpc_wire
+from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader, RequestHead, ResponseHead
+
+
+def fields(block):
+    return Decoder(list, 1 << 24).decode(block)
+
+
+def request(**more):
+    base = {":method": "POST", ":path": "/a.B/C", "content-type": "application/grpc"}
+    pairs = {**base, **{key.replace("_", "-"): value for key, value in more.items()}}
+    return RequestHead([(k.encode(), v.encode()) for k, v in pairs.items() if v])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "value"),
+    [
+        (0, b"0n"),
+        (-5, b"0n"),
+        (1e-9, b"1n"),
+        (0.05, b"50000000n"),
+        (1, b"1000000u"),
+        (100, b"100000m"),
+        (1e5, b"100000S"),
+        (1e9, b"16666667M"),
+        (1e12, b"99999999H"),
+    ],
+)
+def test_timeouts(seconds, value):
+    assert grpc_wire.encode_timeout(seconds) == value
+
+
+@given(st.floats(0, 1e8))
+def test_timeouts_come_back(seconds):
+    again = grpc_wire.decode_timeout(grpc_wire.encode_timeout(seconds).decode())
+    assert math.isclose(again, seconds, rel_tol=1e-5, abs_tol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "1", "S", "1s", "123456789S", "-1S", "1.5S", "1S ", "\u0661S"]
+)
+def test_bad_timeouts(value):
+    assert grpc_wire.decode_timeout(value) is None
+
+
+@given(st.text())
+def test_texts_come_back(text):
+    block = grpc_wire.trailers_block(5, text, (), headers_sent=True)
+    head = ResponseHead(fields(block))
+    assert head.code == 5
+    assert head.text == text.encode(errors="surrogatepass").decode(errors="replace")
+    assert all(0x20 <= byte < 0x7F for _, value in fields(block) for byte in value)
+
+
+def test_request_that_is_no_grpc():
+    assert request().refusal == 0
+    assert request(content_type="application/grpc+proto").refusal == 0
+    assert request(content_type="text/html").refusal == 415
+    assert request(content_type="").refusal == 415
+    assert RequestHead([(b":method", b"GET"), (b":path", b"/")]).refusal == 405
+    assert request(grpc_timeout="soon").refusal == 400
+
+
+def test_metadata_of_a_request():
+    head = request(te="trailers", grpc_timeout="1S", grpc_encoding="gzip", user_agent="x", a="b")
+    assert head.metadata == {"content-type": "application/grpc", "user-agent": "x", "a": "b"}
+    assert (head.timeout, head.encoding) == (1, "gzip")
+
+
+def test_request_block_comes_back():
+    block = grpc_wire.request_block("/a.B/C", "localhost", [("Key", "v"), ("k-bin", "AP8")], 2)
+    head = RequestHead(fields(block))
+    assert (head.path, head.refusal, head.timeout) == ("/a.B/C", 0, 2)
+    assert head.metadata["key"] == "v"
+    assert head.binary == {"k-bin": b"\x00\xff"}
+
+
+def test_response_without_trailers_but_with_an_http_status():
+    head = ResponseHead([(b":status", b"503")])
+    assert head.code == 14
+    assert head.text == "unexpected HTTP status 503"
+    assert ResponseHead([(b":status", b"418")]).code == 2
+    assert ResponseHead([(b":status", b"200")]).code is None
+    assert ResponseHead([(b"grpc-status", b"x")]).code == 2
+
+
+def test_metadata_of_a_response():
+    block = grpc_wire.response_block([("a", "b"), ("c-bin", b"\x00\xff")])
+    assert (b"c-bin", b"AP8") in fields(block)
+    head = ResponseHead(fields(block))
+    assert head.metadata["a"] == "b"
+    assert head.binary == {"c-bin": b"\x00\xff"}
+
+
+def framed(body, compressed=0):
+    return PREFIX.pack(compressed, len(body)) + body
+
+
+@given(st.lists(st.binary(max_size=30)), st.integers(1, 20))
+def test_messages_in_pieces(bodies, size):
+    data = b"".join(map(framed, bodies))
+    reader = MessageReader(bytes, "identity")
+    seen = []
+    for at in range(0, len(data), size):
+        seen += reader.feed(memoryview(data)[at : at + size])
+    assert seen == bodies
+    assert not reader.partial
+
+
+def test_a_part_of_a_message_is_known_as_such():
+    reader = MessageReader(bytes, "identity")
+    for piece in (b"\0", b"\0\0\0\2", b"a"):
+        assert reader.feed(memoryview(piece)) == []
+        assert reader.partial
+
+
+def test_compressed_messages():
+    reader = MessageReader(bytes, "gzip")
+    data = framed(gzip.compress(b"abc"), 1) + framed(b"plain")
+    assert reader.feed(memoryview(data)) == [b"abc", b"plain"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "error"),
+    [
+        ("identity", framed(b"x", 1), errors.Internal),
+        ("snappy", framed(b"x", 1), errors.Unimplemented),
+        ("gzip", framed(b"no gzip", 1), errors.Internal),
+        ("gzip", framed(gzip.compress(bytes(MAX_MESSAGE + 1)), 1), errors.ResourceExhausted),
+        ("identity", PREFIX.pack(0, MAX_MESSAGE + 1), errors.ResourceExhausted),
+    ],
+)
+def test_messages_that_cannot_be_read(encoding, data, error):
+    with pytest.raises(error):
+        MessageReader(bytes, encoding).feed(memoryview(data))
+
+
+def test_messages_that_do_not_parse():
+    def parse(body):
+        raise ZeroDivisionError
+
+    with pytest.raises(errors.Internal, match="unmarshalling"):
+        MessageReader(parse, "identity").feed(memoryview(framed(b"x")))
