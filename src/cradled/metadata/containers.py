@@ -149,7 +149,7 @@ def _row(namespace: str, container: Container) -> tuple[Any, ...]:
         container.snapshotter,
         container.snapshot_key,
         marks.dump(container.labels),
-        graph.dump(container.labels),
+        marks.dump_relevant(container.labels),
         convert.encode(container),
     )
 

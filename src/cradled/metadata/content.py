@@ -95,7 +95,7 @@ class Content:
                 (
                     updated.updated_at,
                     marks.dump(updated.labels),
-                    graph.dump(updated.labels),
+                    marks.dump_relevant(updated.labels),
                     self._namespace,
                     info.digest,
                 ),
@@ -296,9 +296,8 @@ class Content:
         self, tx: Transaction, ref: str, digest: str, size: int, labels: dict[str, str]
     ) -> bool:
         now = time.time_ns()
-        row = (
-            self._namespace, digest, size, now, now, marks.dump(labels), graph.dump(labels),
-        )  # fmt: skip
+        relevant = marks.dump_relevant(labels)
+        row = (self._namespace, digest, size, now, now, marks.dump(labels), relevant)
         sql = "INSERT OR IGNORE INTO content VALUES (?, ?, ?, ?, ?, ?, ?)"
         new = bool(tx.execute(sql, row).rowcount)
         leases.join(tx, self._scope, "content", digest)

@@ -39,8 +39,8 @@ Row = tuple[Any, ...]
 
 PAGE = 256  # rows looked at without letting the loop go on
 BATCH_SECONDS = 0.005
-LOG_BYTES = 4 << 20
-CHECKPOINT_CHANGES = 512  # rows changed between checkpoints: about LOG_BYTES of log
+LOG_BYTES = 8 << 20
+CHECKPOINT_CHANGES = 448  # rows changed between checkpoints: about LOG_BYTES of log
 
 
 class Transaction:
@@ -319,7 +319,9 @@ def _fill_log(path: str) -> None:
         try:
             size = os.fstat(fd).st_size
             if size < LOG_BYTES:
-                os.pwrite(fd, bytes(LOG_BYTES - size), size)
+                zeros = bytes(1 << 20)
+                for offset in range(size, LOG_BYTES, len(zeros)):
+                    os.pwrite(fd, zeros[: LOG_BYTES - offset], offset)
                 os.fdatasync(fd)
         finally:
             os.close(fd)

@@ -23,25 +23,24 @@ from cradled import failpoints
 from cradled.events import topics
 from cradled.metadata import graph
 from cradled.metadata import labels as marks
-from cradled.metadata.engine import PAGE, Engine, Row, Transaction
+from cradled.metadata.engine import Engine, Row, Transaction
 from cradled.metadata.janitor import Janitor
 
 BATCH = 128  # objects deleted by one command
+
+_SLICE = 2048  # objects looked at without letting the loop go on
 
 _ORDER = (graph.LEASE, graph.SNAPSHOT, graph.INGEST, graph.CONTENT, graph.IMAGE)
 
 
 class Garbage(NamedTuple):
-    """An object that may be deleted; ``backend_name`` is what its backend knows it by."""
+    """An object to be deleted; ``backend_name`` is what its backend knows it by."""
 
+    node: str
     kind: str
     namespace: str
     key: str
     backend_name: str
-
-    @property
-    def node(self) -> str:
-        return f"{self.namespace}/{self.kind}/{self.key}"
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ class Collection:
         self._now = time.time_ns()
         self._structure: dict[str, str] = {}
         self._edges: dict[str, list[str]] = {}
-        self._objects: dict[str, Garbage] = {}
+        self._objects: dict[str, str] = {}  # what may be deleted, and its backend name
         self._conditions: list[tuple[str, str, str]] = []
         self._used: dict[str, str] = {}
         self._any_flat = False
@@ -123,9 +122,8 @@ class Collection:
     # Reading: each method takes a row as its query in _QUERIES has it.
 
     def read_lease(self, row: Row) -> None:
-        namespace, lease, labels, resource_type, resource_id = row
-        node = f"{namespace}/{graph.LEASE}/{lease}"
-        self._objects[node] = Garbage(graph.LEASE, namespace, lease, "")
+        namespace, node, labels, resource_type, resource_id = row
+        self._objects[node] = ""
         found = marks.load(labels)
         if graph.expired(found, self._now):
             return
@@ -137,38 +135,33 @@ class Collection:
             self.roots.append(f"{namespace}/{resource}")
 
     def read_container(self, row: Row) -> None:
-        namespace, container_id, snapshotter, snapshot_key, labels = row
-        node = f"{namespace}/{graph.CONTAINER}/{container_id}"
+        namespace, node, snapshot, labels = row
         self.roots.append(node)
-        if snapshot_key:
-            self._structure[node] = f"{namespace}/{graph.SNAPSHOT}/{snapshotter}/{snapshot_key}"
+        if snapshot:
+            self._structure[node] = snapshot
         if labels is not None:
             self._read_labels(namespace, node, labels)
 
     def read_image(self, row: Row) -> None:
-        namespace, name, digest, labels = row
-        node = f"{namespace}/{graph.IMAGE}/{name}"
-        self._structure[node] = f"{namespace}/{graph.CONTENT}/{digest}"
-        self._objects[node] = Garbage(graph.IMAGE, namespace, name, "")
-        found = {} if labels is None else self._read_labels(namespace, node, labels)
-        if not graph.expired(found, self._now):
+        namespace, node, target, labels = row
+        self._structure[node] = target
+        self._objects[node] = ""
+        if labels is None or not graph.expired(
+            self._read_labels(namespace, node, labels), self._now
+        ):
             self.roots.append(node)
 
     def read_content(self, row: Row) -> None:
-        namespace, digest, labels = row
-        node = f"{namespace}/{graph.CONTENT}/{digest}"
-        self._objects[node] = Garbage(graph.CONTENT, namespace, digest, "")
+        namespace, node, labels = row
+        self._objects[node] = ""
         if labels is not None and graph.ROOT in self._read_labels(namespace, node, labels):
             self.roots.append(node)
 
     def read_snapshot(self, row: Row) -> None:
-        namespace, snapshotter, key, backend_key, parent, labels = row
-        node = f"{namespace}/{graph.SNAPSHOT}/{snapshotter}/{key}"
-        self._objects[node] = Garbage(
-            graph.SNAPSHOT, namespace, f"{snapshotter}/{key}", backend_key
-        )
+        namespace, node, backend_key, parent, labels = row
+        self._objects[node] = backend_key
         if parent:
-            self._structure[node] = f"{namespace}/{graph.SNAPSHOT}/{snapshotter}/{parent}"
+            self._structure[node] = parent
         if labels is not None:
             self._used[node] = labels
             if graph.ROOT in self._read_labels(namespace, node, labels):
@@ -176,33 +169,29 @@ class Collection:
 
     def read_commit(self, row: Row) -> None:
         """A commit under way keeps the key and the parent it was promised."""
-        namespace, snapshotter, key, parent = row
-        prefix = f"{namespace}/{graph.SNAPSHOT}/{snapshotter}/"
-        self.roots.append(prefix + key)
-        if parent:
-            self.roots.append(prefix + parent)
+        self.roots += filter(None, row)
 
     def read_ingest(self, row: Row) -> None:
-        namespace, ref, backend_ref, expected, expires_at = row
-        node = f"{namespace}/{graph.INGEST}/{ref}"
-        self._objects[node] = Garbage(graph.INGEST, namespace, ref, backend_ref)
+        node, backend_ref, expected, expires_at = row
+        self._objects[node] = backend_ref
         if expected:
-            self._structure[node] = f"{namespace}/{graph.CONTENT}/{expected}"
+            self._structure[node] = expected
         if expires_at > self._now:
             self.roots.append(node)
 
     def read_sandbox(self, row: Row) -> None:
         namespace, labels = row
-        self.roots += [f"{namespace}/{node}" for node in graph.references(marks.load(labels))]
+        self.roots += graph.links(namespace, marks.load(labels)).references
 
     def _read_labels(self, namespace: str, node: str, text: str) -> dict[str, str]:
         labels = marks.load(text)
-        if edges := [f"{namespace}/{target}" for target in graph.references(labels)]:
-            self._edges.setdefault(node, []).extend(edges)
-        for target in graph.back_references(labels):
-            self._edges.setdefault(f"{namespace}/{target}", []).append(node)
-        for target, condition in graph.conditions(labels):
-            self._conditions.append((node, f"{namespace}/{target}", condition))
+        found = graph.links(namespace, labels)
+        if found.references:
+            self._edges.setdefault(node, []).extend(found.references)
+        for target in found.back_references:
+            self._edges.setdefault(target, []).append(node)
+        for target, condition in found.conditions:
+            self._conditions.append((node, target, condition))
         return labels
 
     def _add_conditions(self) -> None:
@@ -232,11 +221,12 @@ class Collection:
     async def _garbage(self, marked: set[str]) -> list[Garbage]:
         """What is not marked, in the order of deletion: children before parents."""
         kinds: dict[str, list[Garbage]] = {kind: [] for kind in _ORDER}
-        for count, (node, each) in enumerate(self._objects.items()):
-            if count % PAGE == 0:
+        for count, (node, backend_name) in enumerate(self._objects.items()):
+            if count % _SLICE == 0:
                 await asyncio.sleep(0)
             if not self._is_marked(node, marked):
-                kinds[each.kind].append(each)
+                namespace, kind, key = node.split("/", 2)
+                kinds[kind].append(Garbage(node, kind, namespace, key, backend_name))
         kinds[graph.SNAPSHOT].sort(key=self._depth, reverse=True)
         return [each for kind in _ORDER for each in kinds[kind]]
 
@@ -260,41 +250,47 @@ class Collection:
 
 
 class _Query(NamedTuple):
+    """``one`` selects a single object. Nodes are put together by SQLite, which is faster."""
+
     sql: str
     one: str
     reader: Callable[[Collection], Callable[[Row], None]]
 
 
 _CONTAINERS = _Query(
-    "SELECT namespace, id, snapshotter, snapshot_key, gc FROM containers",
+    "SELECT namespace, namespace||'/container/'||id,"
+    " iif(snapshot_key='', '', namespace||'/snapshot/'||snapshotter||'/'||snapshot_key), gc"
+    " FROM containers",
     "WHERE namespace=? AND id=?",
     lambda collection: collection.read_container,
 )
 _IMAGES = _Query(
-    "SELECT namespace, name, digest, gc FROM images",
+    "SELECT namespace, namespace||'/image/'||name, namespace||'/content/'||digest, gc FROM images",
     "WHERE namespace=? AND name=?",
     lambda collection: collection.read_image,
 )
 _CONTENT = _Query(
-    "SELECT namespace, digest, gc FROM content",
+    "SELECT namespace, namespace||'/content/'||digest, gc FROM content",
     "WHERE namespace=? AND digest=?",
     lambda collection: collection.read_content,
 )
 _SNAPSHOTS = _Query(
-    "SELECT namespace, snapshotter, key, backend_key, parent, gc FROM snapshots",
+    "SELECT namespace, namespace||'/snapshot/'||snapshotter||'/'||key, backend_key,"
+    " iif(parent='', '', namespace||'/snapshot/'||snapshotter||'/'||parent), gc FROM snapshots",
     "WHERE namespace=? AND snapshotter=? AND key=?",
     lambda collection: collection.read_snapshot,
 )
 _INGESTS = _Query(
-    "SELECT namespace, ref, backend_ref, expected, expires_at FROM ingests",
+    "SELECT namespace||'/ingest/'||ref, backend_ref,"
+    " iif(expected='', '', namespace||'/content/'||expected), expires_at FROM ingests",
     "WHERE namespace=? AND ref=?",
     lambda collection: collection.read_ingest,
 )
 _QUERIES = (
     _Query(
-        "SELECT leases.namespace, leases.id, labels, type, lease_resources.id FROM leases"
-        " LEFT JOIN lease_resources ON lease_resources.namespace=leases.namespace"
-        " AND lease=leases.id",
+        "SELECT leases.namespace, leases.namespace||'/lease/'||leases.id, labels, type,"
+        " lease_resources.id FROM leases LEFT JOIN lease_resources"
+        " ON lease_resources.namespace=leases.namespace AND lease=leases.id",
         "",
         lambda collection: collection.read_lease,
     ),
@@ -308,7 +304,9 @@ _QUERIES = (
     _CONTENT,
     _SNAPSHOTS,
     _Query(
-        "SELECT namespace, snapshotter, key, parent FROM snapshot_commits",
+        "SELECT namespace||'/snapshot/'||snapshotter||'/'||key,"
+        " iif(parent='', '', namespace||'/snapshot/'||snapshotter||'/'||parent)"
+        " FROM snapshot_commits",
         "",
         lambda collection: collection.read_commit,
     ),

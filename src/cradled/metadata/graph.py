@@ -8,10 +8,9 @@ each may end in ``.x`` or ``/x``.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from datetime import datetime
+from typing import NamedTuple
 
 from cradled.core.values import Labels
 
@@ -24,6 +23,8 @@ ROOT = PREFIX + "root"
 EXPIRE = PREFIX + "expire"
 FLAT_LABEL = PREFIX + "flat"
 _REFERENCE = PREFIX + "ref."
+_CONTENT_REFERENCE = _REFERENCE + CONTENT
+_CONTENT_END = len(_CONTENT_REFERENCE)
 _BACK_REFERENCE = PREFIX + "bref."
 _CONDITION = PREFIX + "cond.snapshot."
 _USED_AT = PREFIX + "cond.value-usedat"
@@ -56,38 +57,40 @@ def resource_node(resource_type: str, resource_id: str, *, flat: bool = False) -
     return f"{prefix}{IMAGE if kind == 'images' else CONTENT}/{resource_id}"
 
 
-def dump(labels: Labels) -> str | None:
-    """The labels that garbage collection reads, as stored in a column; None: there are none."""
-    relevant = {key: value for key, value in labels.items() if key.startswith(PREFIX)}
-    return json.dumps(relevant) if relevant else None
+def relevant(labels: Labels) -> dict[str, str]:
+    """The labels that garbage collection reads."""
+    return {key: value for key, value in labels.items() if key.startswith(PREFIX)}
 
 
-def references(labels: Labels) -> Iterator[str]:
-    """The nodes that an object's labels refer to."""
+class Links(NamedTuple):
+    """What an object's labels say: nodes referred to, nodes whose life keeps it alive, and
+    (node, condition) for references that hold while the snapshot there satisfies a condition."""
+
+    references: list[str]
+    back_references: list[str]
+    conditions: list[tuple[str, str]]
+
+
+def links(namespace: str, labels: Labels) -> Links:
+    """The edges that labels stand for; labels that make no sense are passed over."""
+    found = Links([], [], [])
     for key, value in labels.items():
-        if key.startswith(_REFERENCE):
-            found = _target(key[len(_REFERENCE) :], value)
-            if found is not None:
-                yield found
-
-
-def back_references(labels: Labels) -> Iterator[str]:
-    """The nodes whose life keeps the labelled object alive."""
-    for key, value in labels.items():
-        if key.startswith(_BACK_REFERENCE):
-            found = _target(key[len(_BACK_REFERENCE) :], value)
-            if found is not None:
-                yield found
-
-
-def conditions(labels: Labels) -> Iterator[tuple[str, str]]:
-    """(node, condition) of edges that hold while the snapshot there satisfies the condition."""
-    for key, value in labels.items():
-        if key.startswith(_CONDITION):
+        if key.startswith(_CONTENT_REFERENCE):  # by far the most
+            if key[_CONTENT_END : _CONTENT_END + 1] in ("", ".", "/"):
+                found.references.append(f"{namespace}/{CONTENT}/{value}")
+        elif key.startswith(_REFERENCE):
+            if target := _target(key[len(_REFERENCE) :], value):
+                found.references.append(f"{namespace}/{target}")
+        elif key.startswith(_BACK_REFERENCE):
+            if target := _target(key[len(_BACK_REFERENCE) :], value):
+                found.back_references.append(f"{namespace}/{target}")
+        elif key.startswith(_CONDITION):
             snapshotter = key[len(_CONDITION) :].partition("/")[0]
-            condition, separator, target = value.partition("|")
-            if separator and target:
-                yield f"{SNAPSHOT}/{snapshotter}/{target}", condition
+            condition, _, snapshot = value.partition("|")
+            if snapshot:
+                target = f"{namespace}/{SNAPSHOT}/{snapshotter}/{snapshot}"
+                found.conditions.append((target, condition))
+    return found
 
 
 def satisfied(condition: str, labels: Labels, now: int) -> bool:

@@ -156,7 +156,7 @@ def _row(namespace: str, image: Image) -> tuple[Any, ...]:
         image.target.digest,
         image.target.media_type,
         marks.dump(image.labels),
-        graph.dump(image.labels),
+        marks.dump_relevant(image.labels),
         convert.encode(image),
     )
 

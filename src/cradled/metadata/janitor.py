@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 
 from cradled.aio.keyed_lock import KeyedLock
@@ -22,6 +22,8 @@ from cradled.core.content import ContentStore
 from cradled.core.snapshots import Snapshotter
 from cradled.errors import Error, FailedPrecondition, NotFound
 from cradled.metadata.engine import Engine
+
+_AT_ONCE = 16
 
 _log = logging.getLogger(__name__)
 
@@ -84,10 +86,8 @@ class Janitor:
         async with self._turns("content"):
             if "content" in self._unknown:
                 await self._find_content()
-            for digest in list(self._blobs):
-                await self._remove_blob(digest)
-            for backend_ref in list(self._ingests):
-                await self.abort_ingest(backend_ref)
+            await _each(self._blobs, self._remove_blob)
+            await _each(self._ingests, self.abort_ingest)
 
     async def clean_snapshots(self, name: str) -> None:
         """Remove a snapshotter's orphans, children first, then have it clean up its own."""
@@ -114,23 +114,26 @@ class Janitor:
         self._ingests.discard(backend_ref)
 
     async def _find_content(self) -> None:
-        known = {row[0] for row in self._engine.query("SELECT digest FROM content")}
-        known |= {row[0] for row in self._engine.query("SELECT expected FROM ingests")}
-        self._blobs |= {info.digest async for info in self._content.walk()} - known
-        found = {status.ref for status in await self._content.list_statuses()}
-        rows = self._engine.query("SELECT backend_ref FROM ingests")
-        self._ingests |= found - {row[0] for row in rows} - self._pinned
+        blobs = {info.digest async for info in self._content.walk()}
+        refs = {status.ref for status in await self._content.list_statuses()}
+        # Read after the walk: what was made meanwhile is not in it, what is being made is pinned.
+        known = await self._column("SELECT DISTINCT digest FROM content")
+        known |= await self._column("SELECT expected FROM ingests")
+        self._blobs |= blobs - known
+        self._ingests |= refs - await self._column("SELECT backend_ref FROM ingests") - self._pinned
         self._unknown.discard("content")
+
+    async def _column(self, sql: str, parameters: Sequence[str] = ()) -> set[str]:
+        return set(await self._engine.scan(sql, parameters, lambda row: row[0]))
 
     async def _find_snapshots(self, name: str) -> None:
         found = {info.name async for info in self._snapshotters[name].walk()}
-        # Read after the walk: what was made meanwhile is not in it, what is being made is pinned.
-        rows = self._engine.query(
+        known = await self._column(
             "SELECT backend_key FROM snapshots WHERE snapshotter=?"
             " UNION ALL SELECT backend_name FROM snapshot_commits WHERE snapshotter=?",
             (name, name),
         )
-        self._snapshots[name] |= found - {row[0] for row in rows} - self._pinned
+        self._snapshots[name] |= found - known - self._pinned
         self._unknown.discard(f"snapshots/{name}")
 
     async def _remove_blob(self, digest: str) -> None:
@@ -165,3 +168,13 @@ class Janitor:
             return False
         self._snapshots[name].discard(key)
         return True
+
+
+async def _each(names: Iterable[str], remove: Callable[[str], Coroutine[None, None, None]]) -> None:
+    """Remove what is named, a few at a time."""
+    left = list(names)
+    while left:
+        async with asyncio.TaskGroup() as group:
+            for name in left[:_AT_ONCE]:
+                group.create_task(remove(name))
+        left = left[_AT_ONCE:]

@@ -6,18 +6,21 @@ A label with an empty value is no label: maps lose such entries when they are wr
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import msgspec
 
 from cradled import identifiers
 from cradled.core.values import Labels
 from cradled.errors import InvalidArgument
 from cradled.filters import Filter, field_key, parse
+from cradled.metadata import graph
 
 Adapt = Callable[[tuple[str, ...]], str | None]
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, str]).decode
 
 
 def clean(labels: Labels, what: str = "") -> dict[str, str]:
@@ -32,15 +35,18 @@ def clean(labels: Labels, what: str = "") -> dict[str, str]:
 
 def dump(labels: Labels) -> str:
     """As stored in a column."""
-    return _encode(labels) if labels else "{}"
+    return _encode(labels).decode() if labels else "{}"
+
+
+def dump_relevant(labels: Labels) -> str | None:
+    """As stored in the column ``gc``: only what collections read; None for nothing."""
+    relevant = graph.relevant(labels)
+    return dump(relevant) if relevant else None
 
 
 def load(text: str) -> dict[str, str]:
     """Back from a column."""
-    if text == "{}":
-        return {}
-    found: dict[str, str] = json.loads(text)
-    return found
+    return _decode(text) if text != "{}" else {}
 
 
 def masked(old: Labels, new: Labels, path: str) -> dict[str, str] | None:

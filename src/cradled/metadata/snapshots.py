@@ -94,7 +94,7 @@ class Snapshots:
             tx.execute(
                 "UPDATE snapshots SET updated_at=?, labels=?, gc=?"
                 " WHERE namespace=? AND snapshotter=? AND key=?",
-                (now, text, graph.dump(labels), *self._where, info.name),
+                (now, text, marks.dump_relevant(labels), *self._where, info.name),
             )
             self._touch(tx, info.name)
             return current._replace(updated_at=now, labels=text)
@@ -233,7 +233,7 @@ class Snapshots:
         now = time.time_ns()
         row = (
             *self._where, key, backend_key, parent, int(kind), now, now, marks.dump(labels),
-            graph.dump(labels),
+            marks.dump_relevant(labels),
         )  # fmt: skip
         if self._is_reserved(tx, key) or not tx.execute(_INSERT, row).rowcount:
             raise AlreadyExists(f'snapshot "{key}"')
@@ -354,7 +354,7 @@ def finish(tx: Transaction, intent: Intent) -> None:
         _INSERT,
         (
             intent.namespace, intent.snapshotter, intent.name, intent.backend_name, parent,
-            int(Kind.COMMITTED), now, now, intent.labels, graph.dump(labels),
+            int(Kind.COMMITTED), now, now, intent.labels, marks.dump_relevant(labels),
         ),
     )  # fmt: skip
     forget_intent(tx, intent)
