@@ -157,18 +157,24 @@ async def test_cancelled_stream_frees_the_ref(content: Stub) -> None:
 
 async def test_failed_commit_keeps_the_ingest(content: Stub) -> None:
     async with content.write() as stream:
+        await say(stream, ref="r")
         with pytest.raises(errors.FailedPrecondition, match="3"):
-            await say(stream, action=pb.COMMIT, ref="r", data=b"abc", total=9)
+            await say(stream, action=pb.COMMIT, data=b"abc", total=9)
     async with content.write() as stream:
+        assert (await say(stream, ref="r")).offset == 3
         with pytest.raises(errors.FailedPrecondition, match="unexpected commit digest"):
-            await say(
-                stream, action=pb.COMMIT, ref="r", offset=3, total=3, expected=digest.of(b"other")
-            )
+            await say(stream, action=pb.COMMIT, offset=3, expected=digest.of(b"other"))
     async with content.write() as stream:
-        done = await say(
-            stream, action=pb.COMMIT, ref="r", offset=3, total=3, expected=digest.of(b"abc")
-        )
+        await say(stream, ref="r")
+        done = await say(stream, action=pb.COMMIT, offset=3, total=3, expected=digest.of(b"abc"))
     assert done.digest == digest.of(b"abc")
+
+
+async def test_another_total_starts_the_ingest_anew(content: Stub) -> None:
+    async with content.write() as stream:
+        await say(stream, ref="r", total=9, action=pb.WRITE, data=b"abc")
+    async with content.write() as stream:
+        assert (await say(stream, ref="r", total=8)).offset == 0
 
 
 async def test_known_blob_is_refused_at_the_start(content: Stub, store: LocalContentStore) -> None:
