@@ -173,6 +173,8 @@ async def test_failed_commit_keeps_the_ingest(content: Stub) -> None:
 async def test_another_total_starts_the_ingest_anew(content: Stub) -> None:
     async with content.write() as stream:
         await say(stream, ref="r", total=9, action=pb.WRITE, data=b"abc")
+        await stream.done()
+        assert await stream.recv() is None
     async with content.write() as stream:
         assert (await say(stream, ref="r", total=8)).offset == 0
 
