@@ -3,9 +3,7 @@
 Both names are loaded on first use, so importing a part of the package costs no more than the part.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # as in typing, which is not worth its import here
 
 if TYPE_CHECKING:
     from cradled.client import Client, connect
@@ -14,12 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["Client", "Runtime", "connect"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "Runtime":
         from cradled.embed import Runtime
 
         return Runtime
-    if name in ("Client", "connect"):
+    if name in __all__:
         import cradled.client
 
         return getattr(cradled.client, name)
