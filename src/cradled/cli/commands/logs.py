@@ -1,0 +1,123 @@
+"""Async. ``cradle logs``: the files that shims write for containers nobody watches."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from cradled.cli import ondemand
+from cradled.cli.app import App, Command
+from cradled.cli.failures import Failure
+from cradled.cli.output import print_json
+from cradled.client import Client, Container, Task
+from cradled.errors import NotFound
+
+LOG_LABEL = "cradle/log"
+"""Label of a container: the file its output goes to."""
+
+_CHUNK = 1 << 16
+_LOOK_AGAIN = 0.1  # seconds between looks at a file that grows
+
+
+def log_path(namespace: str, name: str) -> Path:
+    """Where a container's output goes."""
+    return ondemand.home() / "logs" / namespace / f"{name}.log"
+
+
+def remove_log(container: Container) -> None:
+    """The file goes with its container."""
+    path = container.record.labels.get(LOG_LABEL)
+    if path:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+@click.command("logs", cls=Command)
+@click.option("-f", "--follow", is_flag=True, help="Go on until it exits.")
+@click.option("-n", "--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@click.argument("name")
+@click.pass_obj
+def logs(app: App, name: str, follow: bool, tail: int | None) -> None:
+    """Show what container NAME, started with `cradle run -d`, has written."""
+
+    async def main(client: Client) -> None:
+        container = await client.containers.get(name)
+        path = container.record.labels.get(LOG_LABEL)
+        if not path:
+            raise Failure(f'container "{name}" has no log', "only `cradle run -d` keeps one")
+        file = _open(name, path)
+        with file:
+            _seek_tail(file, tail)
+            if app.json:
+                text = file.read().decode(errors="replace")
+                print_json({"name": name, "log": path, "text": text})
+                return
+            _copy(file)
+            if follow:
+                with suppress(NotFound):
+                    await _follow(file, await container.task())
+
+    app.run(main)
+
+
+def _open(name: str, path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise Failure(f'the log of "{name}" is gone: {path}') from None
+
+
+async def _follow(file: BinaryIO, task: Task) -> None:
+    exited = asyncio.ensure_future(task.wait())
+    try:
+        while not exited.done():
+            await asyncio.wait((exited,), timeout=_LOOK_AGAIN)
+            _copy(file)
+        await asyncio.sleep(_LOOK_AGAIN)  # what the shim still had in hand
+        _copy(file)
+        exited.result()
+    finally:
+        exited.cancel()
+
+
+def _copy(file: BinaryIO) -> None:
+    while data := file.read(_CHUNK):
+        sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _seek_tail(file: BinaryIO, lines: int | None) -> None:
+    """Put the file where its last lines begin."""
+    if lines is None:
+        return
+    end = file.seek(0, os.SEEK_END)
+    missing = lines
+    for start, block in _blocks_backwards(file, end):
+        position = len(block)
+        if start + position == end and block.endswith(b"\n"):
+            position -= 1  # the end of the last line begins no other
+        while (found := block.rfind(b"\n", 0, position)) >= 0:
+            missing -= 1
+            if missing <= 0:
+                file.seek(start + found + 1 if lines else end)
+                return
+            position = found
+    file.seek(0 if lines else end)
+
+
+def _blocks_backwards(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
+    while end > 0:
+        start = max(0, end - _CHUNK)
+        file.seek(start)
+        yield start, file.read(end - start)
+        end = start
+
+
+COMMANDS = {"logs": logs}

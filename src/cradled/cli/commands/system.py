@@ -1,0 +1,84 @@
+"""Async. ``cradle events``, ``version`` and ``daemon``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from cradled import version as ours
+from cradled.cli import ondemand, output
+from cradled.cli.app import App, Command
+
+if TYPE_CHECKING:
+    from cradled.client import Client
+
+
+@click.command("events", cls=Command)
+@click.argument("filters", nargs=-1)
+@click.pass_obj
+def events(app: App, filters: Sequence[str]) -> None:
+    """Show what happens from now on, a line for each event.
+
+    FILTERS are like `topic~=/tasks/` or `namespace==default`; one that matches is enough.
+    """
+
+    import json
+
+    async def main(client: Client) -> None:
+        async for event in client.events(*filters):
+            fields = event.fields
+            if app.json:
+                told = {"time": output.instant(event.time), "namespace": event.namespace}
+                line = json.dumps({**told, "topic": event.topic, "event": fields})
+            else:
+                shown = json.dumps(fields)
+                line = f"{output.instant(event.time)}\t{event.namespace}\t{event.topic}\t{shown}"
+            print(line, flush=True)
+
+    app.run(main)
+
+
+@click.command("version", cls=Command)
+@click.pass_obj
+def version(app: App) -> None:
+    """Show the versions of client and server."""
+    told = {"client": ours.VERSION, "server": _server_version(app)}
+    if app.json:
+        output.print_json(told)
+        return
+    for part, number in told.items():
+        print(f"{part}\t{number or '(no daemon is running)'}")
+
+
+def _server_version(app: App) -> str:
+    """Empty when no daemon is running; none is started to ask it."""
+    from cradled.client.query import server_version
+
+    candidates = [app.address] if app.address else ondemand.addresses(ondemand.home())
+    for address in candidates:
+        if found := server_version(address):
+            return found
+    return ""
+
+
+@click.command(
+    "daemon",
+    cls=click.Command,
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+)
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def daemon(app: App, flags: Sequence[str]) -> None:
+    """Run a daemon in the foreground: `cradled` with FLAGS.
+
+    Without any it is the one that other commands start when they need it.
+    """
+    chosen = list(flags) or ondemand.flags(ondemand.home())
+    os.execv(sys.executable, [sys.executable, "-I", "-m", "cradled.daemon", *chosen])
+
+
+COMMANDS = {"events": events, "version": version, "daemon": daemon}
