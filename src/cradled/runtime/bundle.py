@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -107,12 +106,6 @@ class Bundle:
         """The sandbox whose shim it shares; empty for none."""
         return (_read(f"{self.path}/sandbox") or b"").decode()
 
-    def spec(self) -> bytes:
-        return _read(f"{self.path}/config.json") or b""
-
-    def is_empty(self) -> bool:
-        return not os.listdir(self.path)
-
     def open_log(self) -> int:
         """The daemon's end of the log FIFO, made if it is missing; never at its end."""
         with suppress(FileExistsError):
@@ -141,11 +134,13 @@ def group_of(spec: bytes) -> str:
     return next((str(annotations[n]) for n in GROUP_ANNOTATIONS if annotations.get(n)), "")
 
 
-def bundles(state: str, root: str) -> Iterator[Bundle]:
+def bundles(state: str, root: str) -> list[Bundle]:
     """All bundles under a state directory; what earlier removals left is removed."""
-    for namespace in _names(state):
-        for id in _names(f"{state}/{namespace}"):
-            yield Bundle(f"{state}/{namespace}/{id}", f"{root}/{namespace}/{id}", namespace, id)
+    return [
+        Bundle(f"{state}/{namespace}/{id}", f"{root}/{namespace}/{id}", namespace, id)
+        for namespace in _names(state)
+        for id in _names(f"{state}/{namespace}")
+    ]
 
 
 def remove_orphans(state: str, root: str) -> None:

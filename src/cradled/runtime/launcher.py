@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
+
 from cradled.aio import process, threads
 from cradled.aio.keyed_lock import KeyedLock
 from cradled.api import runc_options_pb2
 from cradled.core.tasks import Exit
 from cradled.core.values import AnyValue
-from cradled.errors import Error, NotFound
+from cradled.errors import Error, InvalidArgument, NotFound
 from cradled.linux import cgroup, oom
 from cradled.runtime import bootstrap
 from cradled.runtime.bootstrap import Bootstrap, Daemon
@@ -182,12 +184,11 @@ class ZygoteLauncher:
         self._groups: KeyedLock[str] = KeyedLock()
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:
-        """Fill in the default runtime and where it keeps its state: the shim writes them down."""
-        message = runc_options_pb2.Options()
-        if options is not None and options.type_url:
-            if options.type_url.rpartition("/")[2] != RUNC_OPTIONS:
-                return options  # the shim refuses it
-            message.ParseFromString(options.value)
+        """Fill in the default runtime and where it keeps its state: the shim writes them down.
+
+        Raises Error for options of another kind of runtime.
+        """
+        message = runc_options(options)
         message.binary_name = message.binary_name or self._default_binary
         message.root = message.root or self._runc_root
         return AnyValue(RUNC_OPTIONS, message.SerializeToString())
@@ -236,6 +237,18 @@ class ZygoteLauncher:
         os.close(pidfd)
 
 
+def runc_options(options: AnyValue | None) -> runc_options_pb2.Options:
+    """The options of runc's kind of runtimes; of none, empty ones. Raises Error for others."""
+    if options is None or not options.type_url:
+        return runc_options_pb2.Options()
+    if options.type_url.rpartition("/")[2] != RUNC_OPTIONS:
+        raise Error(f"invalid task create option for {DEFAULT_RUNTIME}: {options.type_url}")
+    try:
+        return runc_options_pb2.Options.FromString(options.value)
+    except DecodeError as error:
+        raise InvalidArgument(f"task create options: {error}") from None
+
+
 def _prepare(bundle: Bundle, result: Bootstrap, path: str) -> socket.socket | None:
     """Save where the shim will serve, and have it listen there; None where one serves already."""
     bundle.save_bootstrap(result)
@@ -271,9 +284,7 @@ def _remove_socket(bundle: Bundle) -> None:
 
 
 def _shim_cgroups(options: AnyValue | None) -> Sequence[str]:
-    if options is None:
-        return ()
-    group = runc_options_pb2.Options.FromString(options.value).shim_cgroup
+    group = runc_options(options).shim_cgroup
     if not group:
         return ()
     directories = cgroup.directories(group)

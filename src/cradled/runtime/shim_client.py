@@ -16,7 +16,7 @@ from cradled.convert.values import any_from_proto, any_to_proto, nanoseconds
 from cradled.core.mount import Mount
 from cradled.core.tasks import Exit, Process, Status, Stdio
 from cradled.core.values import AnyValue
-from cradled.errors import NotFound, Unimplemented
+from cradled.errors import Unimplemented
 from cradled.rpc import ttrpc_client
 from cradled.rpc.call import NAMESPACE_TTRPC
 from cradled.rpc.ttrpc_client import TtrpcChannel
@@ -157,11 +157,8 @@ class ShimClient:
         await self._call("Checkpoint", request)
 
     async def shutdown(self, id: str, *, timeout: float | None = None) -> None:
-        """Have the shim exit unless it has other containers; one that is gone is fine."""
-        try:
-            await self._call("Shutdown", pb.ShutdownRequest(id=id), timeout=timeout)
-        except (ttrpc_client.ConnectionLost, NotFound):
-            pass
+        """Have the shim exit unless it has containers."""
+        await self._call("Shutdown", pb.ShutdownRequest(id=id), timeout=timeout)
 
     async def _first_call(self, name: str, request: Any, *, timeout: float | None = None) -> Any:
         try:

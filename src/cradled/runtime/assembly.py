@@ -1,0 +1,174 @@
+"""Async. Making a task of a bundle, a shim and a container, and taking it apart.
+
+No registry and no events here. What fails half way takes back what was done; what is left of a task
+whose shim is dead is cleaned up by the shim's own program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from cradled import errors
+from cradled.aio import threads
+from cradled.aio.undo import Undo
+from cradled.core.containers import Container
+from cradled.core.scope import Scope
+from cradled.core.tasks import CreateTask, Exit
+from cradled.core.values import AnyValue
+from cradled.errors import Unimplemented
+from cradled.runtime import bootstrap
+from cradled.runtime.bootstrap import Bootstrap
+from cradled.runtime.bundle import Bundle, group_of
+from cradled.runtime.launcher import RUNC_OPTIONS, Launcher, Launchers, runc_options
+from cradled.runtime.shim_client import ShimClient
+from cradled.runtime.task import ShimLog, Task
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
+SHUTDOWN_SECONDS = 3.0
+GONE_SECONDS = 1.0
+"""How long a shim that has nothing left may take to exit."""
+
+UNKNOWN_EXIT = 255
+
+
+@dataclass(slots=True)
+class _Shim:
+    """A shim in the making."""
+
+    bundle: Bundle
+    launcher: Launcher
+    sandboxed: bool
+    client: ShimClient | None = None
+
+
+class Assembly:
+    """``state`` and ``root`` are the directories that bundles and work directories are in."""
+
+    def __init__(self, state: str, root: str, launchers: Launchers) -> None:
+        self.state = state
+        self.root = root
+        self.launchers = launchers
+
+    async def make(self, scope: Scope, container: Container, request: CreateTask) -> Task:
+        """Make a task; raises what shim and OCI runtime say, and leaves nothing then."""
+        launcher = self.launchers.of_runtime(request.runtime or container.runtime.name)
+        options = launcher.options(_chosen(request.options, container.runtime.options))
+        checkpoint = _restore_from(request, options)
+        bundle = self._bundle(scope.namespace, request.id)
+        spec = container.spec.value if container.spec is not None else b""
+        async with Undo() as undo:
+            await threads.run("fs", bundle.create, spec, launcher.path, container.sandbox)
+            undo.push("removal of the bundle", threads.run, "fs", bundle.remove)
+            shim_log = ShimLog(bundle)
+            undo.push("closing of the log", shim_log.aclose)
+            shim = _Shim(bundle, launcher, bool(request.task_api_address))
+            undo.push("clean-up of the shim", self._abandon, shim)
+            client = shim.client = await self._connect(shim, request, options, group_of(spec))
+            task = Task(bundle, launcher, client, shim_log, sandboxed=shim.sandboxed)
+            try:
+                task.pid = await client.create(
+                    task.id, bundle.path, request.rootfs, request.stdio, options, checkpoint
+                )
+            except errors.Error as error:
+                raise _within("failed to create shim task", error) from error
+            undo.commit()
+        task.stdio = request.stdio
+        return task
+
+    async def dismantle(self, task: Task) -> None:
+        """Remove all that is left of a task whose container was deleted."""
+        await asyncio.gather(self._hang_up(task), self.remove(task.bundle))
+
+    async def bury(self, bundle: Bundle, launcher: Launcher, pid: int) -> Exit:
+        """Clean up after a dead shim; how its container ended, ``UNKNOWN_EXIT`` if none knows."""
+        try:
+            end = await launcher.delete(bundle)
+        except (errors.Error, OSError) as error:
+            log.warning("clean-up after the shim of %s: %s", bundle.id, error)
+            return Exit(pid, UNKNOWN_EXIT, time.time_ns())
+        return Exit(pid or end.pid, end.status, end.exited_at)
+
+    async def dismiss(self, bundle: Bundle, launcher: Launcher, client: ShimClient) -> None:
+        """End a shim that has no container of this bundle, or only half of one."""
+        gone = asyncio.Event()
+        client.on_close(gone.set)
+        try:
+            await client.shutdown(bundle.id, timeout=SHUTDOWN_SECONDS)
+            async with asyncio.timeout(GONE_SECONDS):
+                await gone.wait()
+        except (TimeoutError, errors.Error):
+            # It died, is still creating, or serves others of its group.
+            await launcher.delete(bundle)
+            with suppress(errors.Error):
+                await client.shutdown(bundle.id, timeout=SHUTDOWN_SECONDS)
+        finally:
+            await client.aclose()
+
+    async def remove(self, bundle: Bundle) -> None:
+        """Remove a bundle; if that fails it is the next start's."""
+        try:
+            await threads.run("fs", bundle.remove)
+        except OSError as error:
+            log.error("bundle %s was not removed: %s", bundle.path, error)
+
+    def _bundle(self, namespace: str, id: str) -> Bundle:
+        path, work = (f"{base}/{namespace}/{id}" for base in (self.state, self.root))
+        return Bundle(path, work, namespace, id)
+
+    async def _connect(
+        self, shim: _Shim, request: CreateTask, options: AnyValue | None, group: str
+    ) -> ShimClient:
+        """Start a shim, or take that of the sandbox, and connect to it."""
+        result: Bootstrap
+        if shim.sandboxed:
+            result = bootstrap.parse_address(request.task_api_address, request.task_api_version)
+            await threads.run("fs", shim.bundle.save_bootstrap, result)
+        else:
+            result = await shim.launcher.start(shim.bundle, options, group)
+        try:
+            return await ShimClient.connect(result, shim.bundle.namespace, timeout=CONNECT_SECONDS)
+        except OSError as error:
+            raise errors.Error(f"failed to connect to shim: {error}") from error
+
+    async def _abandon(self, shim: _Shim) -> None:
+        """Take back a shim whose container could not be made."""
+        if shim.client is None:
+            if not shim.sandboxed:
+                await shim.launcher.delete(shim.bundle)
+        elif shim.sandboxed:
+            await shim.client.aclose()
+        else:
+            await self.dismiss(shim.bundle, shim.launcher, shim.client)
+
+    async def _hang_up(self, task: Task) -> None:
+        try:
+            if not task.sandboxed:
+                await task.client.shutdown(task.id, timeout=SHUTDOWN_SECONDS)
+        except errors.Error as error:  # many a shim exits before it answers
+            log.debug("shutdown of the shim of %s: %s", task.id, error)
+        finally:
+            await task.aclose()
+
+
+def _chosen(of_task: AnyValue | None, of_container: AnyValue | None) -> AnyValue | None:
+    """A request's options; empty ones say nothing, then the container's count."""
+    return of_task if of_task is not None and of_task.type_url else of_container
+
+
+def _restore_from(request: CreateTask, options: AnyValue | None) -> str:
+    """The directory of the checkpoint that the task starts from; empty for none."""
+    if request.checkpoint is not None:
+        raise Unimplemented("checkpoints kept as content")
+    if options is None or options.type_url.rpartition("/")[2] != RUNC_OPTIONS:
+        return ""
+    return runc_options(options).criu_image_path
+
+
+def _within(step: str, error: errors.Error) -> errors.Error:
+    return type(error)(f"{step}: {error.what}", verbatim=error.verbatim)

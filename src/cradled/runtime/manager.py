@@ -1,0 +1,333 @@
+"""Async. Tasks: made of a bundle and a shim, kept, found again after a restart, taken apart.
+
+A task is registered once its shim has created the container. Creating and deleting hold the lock of
+the task's key; all else goes straight to the shim, which orders what happens to one container.
+Nothing is synced: a task does not outlive a reboot. A shim that goes away takes its task with it:
+its program's ``delete`` cleans up, and the exit and the deletion are told.
+
+Events of shims come in by ``forward``, so that an exit is known here before anybody hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from cradled import errors, identifiers
+from cradled.aio import threads
+from cradled.aio.keyed_lock import KeyedLock
+from cradled.api import runc_options_pb2
+from cradled.core.containers import Container
+from cradled.core.events import Envelope
+from cradled.core.scope import Scope
+from cradled.core.tasks import CreateTask, Exit, Process, Status, Stdio
+from cradled.core.values import AnyValue
+from cradled.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from cradled.events import topics
+from cradled.rpc.ttrpc_client import ConnectionLost
+from cradled.runtime import metrics
+from cradled.runtime.assembly import Assembly
+from cradled.runtime.bundle import Bundle, bundles, remove_orphans
+from cradled.runtime.launcher import Launcher, Launchers
+from cradled.runtime.recovery import Facts, Verdict, gather, judge
+from cradled.runtime.shim_client import ShimClient
+from cradled.runtime.task import INIT, ShimLog, Task
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STATE_SECONDS = 2.0
+
+_RECOVER_AT_ONCE = 16
+
+Key = tuple[str, str]
+Told = tuple[str, str, str, int]
+"""An exit that was published: namespace, container id, process id, pid."""
+
+
+class Events(Protocol):
+    """Where events go: ``cradled.events.exchange.Exchange``."""
+
+    def publish(self, envelopes: Sequence[Envelope], /) -> None: ...
+
+    def forward(self, envelope: Envelope, /) -> None: ...
+
+
+class TaskManager:
+    """All tasks of a state directory.
+
+    ``containers`` looks a container's record up, and raises NotFound. Call ``recover`` before
+    anything else, ``aclose`` at the end: shims and containers go on.
+    """
+
+    def __init__(
+        self,
+        state: str,
+        root: str,
+        launchers: Launchers,
+        containers: Callable[[Scope, str], Awaitable[Container]],
+        events: Events,
+    ) -> None:
+        self._assembly = Assembly(state, root, launchers)
+        self._containers = containers
+        self._events = events
+        self._tasks: dict[Key, Task] = {}
+        self._locks: KeyedLock[Key] = KeyedLock()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    # Making and taking apart
+
+    async def create(self, scope: Scope, request: CreateTask) -> int:
+        """Make a task of a container and return the pid of its init.
+
+        Raises AlreadyExists ``task x``, and what shim and OCI runtime say; leaves nothing then.
+        """
+        container = await self._containers(scope, request.id)
+        key = (scope.namespace, request.id)
+        async with self._locks(key):
+            if key in self._tasks:
+                raise AlreadyExists(f"task {request.id}")
+            task = await self._assembly.make(scope, container, request)
+            self._register(task)
+        return task.pid
+
+    async def delete(self, scope: Scope, id: str) -> Exit:
+        """Take a task apart that has ended or was never started."""
+        return await self._to_its_end(self._delete(self._find(scope, id)))
+
+    async def delete_process(self, scope: Scope, id: str, exec_id: str) -> Exit:
+        """Remove an exec that has ended or was never started."""
+        task = self._find(scope, id)
+        end = await task.client.delete(id, exec_id)
+        task.forget(exec_id)
+        return end
+
+    # What goes straight to the shim
+
+    async def start(self, scope: Scope, id: str, exec_id: str = INIT) -> int:
+        task = self._find(scope, id)
+        pid = await task.client.start(id, exec_id)
+        task.has_started(exec_id, pid)
+        return pid
+
+    async def exec(self, scope: Scope, id: str, exec_id: str, stdio: Stdio, spec: AnyValue) -> None:
+        """Register an exec; ``start`` starts it."""
+        try:
+            identifiers.validate(exec_id)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"invalid exec id {exec_id}: {error.what}") from None
+        await self._find(scope, id).client.exec(id, exec_id, stdio, spec)
+
+    async def get(self, scope: Scope, id: str, exec_id: str = INIT) -> Process:
+        """The state of a process, as its shim tells it."""
+        task = self._find(scope, id)
+        try:
+            return await task.client.state(id, exec_id, timeout=STATE_SECONDS)
+        except ConnectionLost as error:
+            raise NotFound(f"task {id}") from error
+
+    async def list(self, scope: Scope) -> Sequence[Process]:
+        """All tasks of the namespace; asks no shim."""
+        return [task.process() for task in self._of_namespace(scope)]
+
+    async def wait(self, scope: Scope, id: str, exec_id: str = INIT) -> Exit:
+        """Wait for a process to end. Raises Error ``ttrpc: closed`` when its shim goes away."""
+        return await asyncio.shield(self._find(scope, id).ended(exec_id))
+
+    async def kill(
+        self, scope: Scope, id: str, signal: int, exec_id: str = INIT, all: bool = False
+    ) -> None:
+        await self._find(scope, id).client.kill(id, exec_id, signal, all)
+
+    async def resize_pty(
+        self, scope: Scope, id: str, exec_id: str, width: int, height: int
+    ) -> None:
+        await self._find(scope, id).client.resize_pty(id, exec_id, width, height)
+
+    async def close_io(self, scope: Scope, id: str, exec_id: str, stdin: bool) -> None:
+        """Have the process read the end of its stdin; without ``stdin`` nothing is done."""
+        task = self._find(scope, id)
+        if stdin:
+            await task.client.close_stdin(id, exec_id)
+
+    async def pause(self, scope: Scope, id: str) -> None:
+        task = self._find(scope, id)
+        await task.client.pause(id)
+        task.status = Status.PAUSED
+
+    async def resume(self, scope: Scope, id: str) -> None:
+        task = self._find(scope, id)
+        await task.client.resume(id)
+        task.status = Status.RUNNING
+
+    async def pids(self, scope: Scope, id: str) -> Sequence[tuple[int, AnyValue | None]]:
+        return await self._find(scope, id).client.pids(id)
+
+    async def update(
+        self, scope: Scope, id: str, resources: AnyValue, annotations: Mapping[str, str]
+    ) -> None:
+        await self._find(scope, id).client.update(id, resources, annotations)
+
+    async def checkpoint(self, scope: Scope, id: str, options: AnyValue | None) -> None:
+        """Write a checkpoint to the directory that the options name."""
+        task = self._find(scope, id)
+        value = b"" if options is None else options.value
+        path = runc_options_pb2.CheckpointOptions.FromString(value).image_path
+        if not path:
+            raise Unimplemented("checkpoints kept as content")
+        await task.client.checkpoint(id, path, options)
+
+    async def metrics(self, scope: Scope, filters: Sequence[str]) -> Sequence[metrics.Metric]:
+        return await metrics.collect(self._of_namespace(scope), filters)
+
+    # Events, restart, end
+
+    def forward(self, envelope: Envelope) -> None:
+        """Take an event of a shim and publish it; an exit told before is not told again."""
+        told = topics.read_task_exit(envelope.event) if envelope.topic == topics.TASK_EXIT else None
+        if told is not None:
+            container_id, process_id, end = told
+            task = self._tasks.get((envelope.namespace, container_id))
+            if task is not None and process_id == container_id:
+                if task.exit_told:
+                    return
+                task.exit_told = True
+                task.has_exited(INIT, end)
+            elif task is not None:
+                task.has_exited(process_id, end)
+        self._events.forward(envelope)
+
+    async def recover(self, told: Collection[Told] = ()) -> None:
+        """Find all tasks again, or what is left of them; ``told`` are exits published already."""
+        state, root = self._assembly.state, self._assembly.root
+        found = await threads.run("fs", bundles, state, root)
+        turn = asyncio.Semaphore(_RECOVER_AT_ONCE)
+
+        async def one(bundle: Bundle) -> None:
+            async with turn, self._locks((bundle.namespace, bundle.id)):
+                try:
+                    await self._recover(await gather(bundle), told)
+                except (errors.Error, OSError) as error:
+                    log.error("task %s is left as it is: %s", bundle.id, error)
+
+        await asyncio.gather(*map(one, found))
+        await threads.run("fs", remove_orphans, state, root)
+
+    async def aclose(self) -> None:
+        """Hang up on all shims; waits under way end in an error."""
+        self._closing = True
+        for work in self._background:
+            work.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        await asyncio.gather(*(task.aclose() for task in self._tasks.values()))
+        self._tasks.clear()
+
+    # Inside
+
+    def _find(self, scope: Scope, id: str) -> Task:
+        task = self._tasks.get((scope.namespace, id))
+        if task is None:
+            raise _no_task(id)
+        return task
+
+    def _of_namespace(self, scope: Scope) -> Sequence[Task]:
+        return [task for task in self._tasks.values() if task.key[0] == scope.namespace]
+
+    def _register(self, task: Task) -> None:
+        self._tasks[task.key] = task
+        task.ended(INIT)  # hear of the exit even if the event is lost
+        task.client.on_close(lambda: self._lost(task))
+
+    async def _delete(self, task: Task) -> Exit:
+        async with self._locks(task.key):
+            if self._tasks.get(task.key) is not task:
+                raise _no_task(task.id)
+            try:
+                end = await task.client.delete(task.id, INIT)
+            except NotFound:  # an earlier deletion got no further
+                await self._dismantle(task)
+                raise
+            await self._dismantle(task)
+        return end
+
+    async def _dismantle(self, task: Task) -> None:
+        del self._tasks[task.key]
+        await self._assembly.dismantle(task)
+
+    def _lost(self, task: Task) -> None:
+        if not self._closing and self._tasks.get(task.key) is task:
+            log.warning("shim of task %s is gone", task.id)
+            self._spawn(self._reap_lost(task))
+
+    async def _reap_lost(self, task: Task) -> None:
+        async with self._locks(task.key):
+            if self._tasks.get(task.key) is task:
+                await self._reap(task.bundle, task.launcher, task.pid, exit_told=task.exit_told)
+                del self._tasks[task.key]
+                await task.aclose()
+                await self._assembly.remove(task.bundle)
+
+    async def _reap(self, bundle: Bundle, launcher: Launcher, pid: int, *, exit_told: bool) -> None:
+        """Clean up after a dead shim, and tell how its container ended if there was one."""
+        end = await self._assembly.bury(bundle, launcher, pid)
+        if end.pid:
+            events = [] if exit_told else [topics.task_exited(bundle.id, bundle.id, end)]
+            self._publish(bundle, *events, topics.task_deleted(bundle.id, "", end))
+
+    async def _recover(self, facts: Facts, told: Collection[Told]) -> None:
+        bundle, verdict = facts.bundle, judge(facts)
+        log.info("task %s: %s", bundle.id, verdict.value)
+        if verdict is Verdict.DISCARD:
+            await self._assembly.remove(bundle)
+            return
+        launcher = self._assembly.launchers.of_program(facts.program)
+        if facts.client is None:
+            is_told = any(x[:3] == (bundle.namespace, bundle.id, bundle.id) for x in told)
+            await self._reap(bundle, launcher, 0, exit_told=is_told)
+        elif facts.process is not None:
+            self._keep(facts, launcher, facts.client, facts.process, told)
+            return
+        else:
+            await self._assembly.dismiss(bundle, launcher, facts.client)
+        await self._assembly.remove(bundle)
+
+    def _keep(
+        self,
+        facts: Facts,
+        launcher: Launcher,
+        client: ShimClient,
+        process: Process,
+        told: Collection[Told],
+    ) -> None:
+        bundle = facts.bundle
+        task = Task(bundle, launcher, client, ShimLog(bundle), sandboxed=bool(facts.sandbox))
+        task.adopt(process)
+        task.exit_told = (bundle.namespace, bundle.id, bundle.id, task.pid) in told
+        self._register(task)
+        if task.exit is not None and not task.exit_told:
+            task.exit_told = True
+            self._publish(bundle, topics.task_exited(bundle.id, bundle.id, task.exit))
+
+    def _publish(self, bundle: Bundle, *events: tuple[str, AnyValue]) -> None:
+        now = time.time_ns()
+        self._events.publish([Envelope(now, bundle.namespace, *event) for event in events])
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what must not be left half done because its caller goes away."""
+        return await asyncio.shield(self._spawn(work))
+
+
+def _no_task(id: str) -> NotFound:
+    return NotFound(f"task {id} not found", verbatim=True)
