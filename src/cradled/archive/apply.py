@@ -53,7 +53,9 @@ def apply(stream: LayerStream, unpacker: Unpacker) -> Applied:
 
 
 class Unpacker:
-    """Plain rules. ``devices`` false leaves out device nodes, which a user namespace forbids."""
+    """Plain rules. ``devices`` false leaves out device nodes, which a user namespace forbids.
+
+    For one layer; ``close`` it after."""
 
     def __init__(self, root: str, *, devices: bool = True) -> None:
         self.tree = RootedTree(root, self._missing)
@@ -72,6 +74,10 @@ class Unpacker:
             tar.BLOCK_DEVICE: self._device,
             tar.FIFO: self._fifo,
         }
+
+    def close(self) -> None:
+        """Close all directories."""
+        self.tree.close()
 
     def unpack(self, reader: TarReader) -> None:
         """Apply every entry; directories get their times at the end."""

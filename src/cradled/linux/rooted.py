@@ -38,7 +38,8 @@ class Directory:
         self.inherits = inherits
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def below(self, name: bytes) -> bytes:
         """Canonical path of an entry."""
@@ -62,6 +63,12 @@ class RootedTree:
         self._aliases: dict[bytes, Directory] = {}
         self._last_path = b""
         self._last = self.root
+
+    def close(self) -> None:
+        """Let go of all directories; the tree is of no use after."""
+        self._kept.clear()
+        self._aliases.clear()
+        self._last = self.root = Directory(-1, b"", False)
 
     def directory(self, path: bytes, *, make: bool = False) -> Directory:
         """The directory at a path, with ``make`` after calling for what is missing.

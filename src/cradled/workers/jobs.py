@@ -1,0 +1,152 @@
+"""Blocking. What a worker can do, by name: plain values in, plain values out.
+
+A failure comes back as ``{"error": [class, text]}``, the class one of ``cradled.errors``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+from cradled import errors
+from cradled.archive.apply import Applied, Unpacker, apply
+from cradled.archive.decompress import LayerStream, positional
+from cradled.archive.errors import ArchiveError
+from cradled.archive.overlay import LowersNeeded, OverlayUnpacker
+from cradled.linux import mount
+from cradled.linux.fs import sync_filesystem
+from cradled.linux.tree import empty_directory, remove_tree, usage
+
+Params = dict[str, Any]
+MountWords = tuple[str, str, Sequence[str], str]
+"""Type, source, options, target below the root."""
+
+
+def run(job: str, params: Params, fds: Sequence[int], mountpoint: str) -> dict[str, Any]:
+    """Do a job and tell how it went. ``mountpoint`` is a directory to mount on."""
+    try:
+        return {"result": JOBS[job](params, fds, mountpoint)}
+    except errors.Error as error:
+        return _failure(type(error).__name__, error.what)
+    except ArchiveError as error:
+        return _failure("Error", str(error))
+    except OSError as error:
+        return _failure("Error", _reason(error))
+    except Exception as error:
+        return _failure("Internal", f"{job}: {error!r}")
+
+
+def _failure(kind: str, text: str) -> dict[str, Any]:
+    return {"error": [kind, text]}
+
+
+def _reason(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    return f"{name}: {reason}" if name else reason
+
+
+def _apply(params: Params, fds: Sequence[int], mountpoint: str) -> dict[str, Any]:
+    """Apply the layer behind ``fds[0]`` to ``mounts``.
+
+    ``sniff``: decompress by the first bytes. ``sync``: make it durable.
+    """
+    layer = Layer(fds[0], params["sniff"])
+    plans: list[MountWords] = params["mounts"]
+    target = direct_target(plans)
+    if target is None:
+        applied = _apply_mounted(layer, plans, mountpoint, params["sync"])
+    elif plans[0][0] == "overlay":
+        applied = _apply_to_upper(layer, plans, target, mountpoint, params["sync"])
+    else:
+        applied = layer.apply(Unpacker(target, devices=layer.devices), params["sync"] and target)
+    return {"digest": applied.digest, "size": applied.size}
+
+
+class Layer:
+    """A layer's blob, to be applied as often as it takes."""
+
+    def __init__(self, fd: int, sniff: bool) -> None:
+        self._fd = fd
+        self._sniff = sniff
+        self.devices = not in_user_namespace()
+
+    def apply(self, unpacker: Unpacker, sync: str | bool = False) -> Applied:
+        """Apply; ``sync`` names a path of the file system that is made durable then."""
+        with closing(unpacker), LayerStream(positional(self._fd), sniff=self._sniff) as stream:
+            applied = apply(stream, unpacker)
+        if isinstance(sync, str):
+            sync_filesystem(sync)
+        return applied
+
+
+def direct_target(plans: Sequence[MountWords]) -> str | None:
+    """The directory that shows through these mounts, where writing to it is as good: the empty
+    upper directory of a lone overlay, or the source of a lone bind mount."""
+    if len(plans) != 1 or plans[0][3]:
+        return None
+    kind, source, words, _ = plans[0]
+    if any(word.startswith(("uidmap=", "gidmap=")) for word in words) or "ro" in words:
+        return None
+    if kind == "overlay":
+        upper = _value(words, "upperdir=")
+        return upper if upper and not os.listdir(upper) else None
+    return source if "bind" in words or "rbind" in words else None
+
+
+def _value(words: Sequence[str], prefix: str) -> str:
+    return next((word.removeprefix(prefix) for word in words if word.startswith(prefix)), "")
+
+
+def _apply_to_upper(
+    layer: Layer, plans: Sequence[MountWords], upper: str, mountpoint: str, sync: bool
+) -> Applied:
+    words = plans[0][2]
+    lowers = _value(words, "lowerdir=")
+    rules = OverlayUnpacker(
+        upper,
+        mount.split_layers(lowers) if lowers else [],
+        user="userxattr" in words,
+        devices=layer.devices,
+    )
+    try:
+        return layer.apply(rules, sync and upper)
+    except LowersNeeded:
+        parent, name = os.path.split(upper)
+        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            empty_directory(fd, name)
+        finally:
+            os.close(fd)
+    return _apply_mounted(layer, plans, mountpoint, sync)
+
+
+def _apply_mounted(
+    layer: Layer, plans: Sequence[MountWords], mountpoint: str, sync: bool
+) -> Applied:
+    mount.mount_all(plans, mountpoint)
+    try:
+        return layer.apply(Unpacker(mountpoint, devices=layer.devices), sync and mountpoint)
+    finally:
+        mount.unmount_below(mountpoint, detach=True)
+
+
+def in_user_namespace() -> bool:
+    """Whether IDs are mapped: then device nodes cannot be made."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
+
+
+def _usage(params: Params, _fds: Sequence[int], _mountpoint: str) -> list[int]:
+    """Allocated bytes and inodes of the tree at ``path``."""
+    return list(usage(params["path"]))
+
+
+def _remove_tree(params: Params, _fds: Sequence[int], _mountpoint: str) -> None:
+    """Remove the tree at ``path``; nothing there is fine."""
+    remove_tree(params["path"])
+
+
+JOBS = {"apply": _apply, "usage": _usage, "remove_tree": _remove_tree}
