@@ -120,6 +120,7 @@ class Content:
 
     async def delete(self, digest: str, /) -> None:
         """Take the entry away, also from the lease of the call; the blob goes when collected."""
+        digests.split(digest)
 
         def command(tx: Transaction) -> None:
             sql = "DELETE FROM content WHERE namespace=? AND digest=?"

@@ -117,7 +117,11 @@ class Engine:
         self._changes = 0
         self._closing = False
         self._writer = _connect(path)
-        migrations.apply(self._writer)
+        try:
+            migrations.apply(self._writer)
+        except BaseException:
+            self._writer.close()
+            raise
         self._reader = self.reader()
         self._scanners: list[sqlite3.Connection] = []
         self._thread = threading.Thread(
