@@ -33,6 +33,7 @@ REQUIRED = (
     f"{t.CONTENT}.content",
     f"{t.EVENT}.exchange",
     f"{t.METADATA}.bolt",
+    f"{t.RUNTIME}.task",
 )
 """Without these there is nothing to serve: their failure stops the start."""
 
@@ -49,6 +50,7 @@ class App:
         self._properties = {
             "grpc_address": grpc_address,
             "ttrpc_address": f"{config.state}/events.sock",
+            "debug": "true" if config.debug.level in ("trace", "debug") else "false",
         }
         self.router = Router()
         self.ttrpc_router = Router()

@@ -20,6 +20,16 @@ from cradled.version import REVISION, SERVER_VERSION
 
 Served = list[tuple[Any, object]]
 
+_DB = (t.METADATA, "bolt")
+_EXCHANGE = (t.EVENT, "exchange")
+_GC = (t.GC, "scheduler")
+_JOURNAL = (t.JOURNAL, "tasks")
+_SHIMS = (t.SHIM, "manager")
+_TASKS = (t.RUNTIME, "task")
+_WALKING = (t.DIFFER, "walking")
+_WORKERS = (t.FORKED, "workers")
+_ZYGOTE = (t.FORKED, "zygote")
+
 _GRPC_SERVER = Registration(t.SERVER, "grpc", (t.GRPC,), config=sections.GrpcServer)
 _TTRPC_SERVER = Registration(t.SERVER, "ttrpc", (t.TTRPC,), config=sections.TtrpcServer)
 
@@ -48,13 +58,18 @@ async def _content(context: InitContext) -> Any:
     return await open_store(context.root)
 
 
-async def _exchange(context: InitContext) -> Any:
-    from cradled.events.exchange import Exchange
+async def _journal(context: InitContext) -> Any:
     from cradled.events.journal import Journal
 
     journal = Journal(context.state)
     context.stack.callback(journal.close)
-    return Exchange(journal)
+    return journal
+
+
+async def _exchange(context: InitContext) -> Any:
+    from cradled.events.exchange import Exchange
+
+    return Exchange(context.get(*_JOURNAL))
 
 
 async def _overlayfs(context: InitContext) -> Any:
@@ -84,7 +99,7 @@ async def _metadata(context: InitContext) -> Any:
         path,
         content=context.get(t.CONTENT, "content"),
         snapshotters=context.all(t.SNAPSHOTTER),
-        publisher=context.get(t.EVENT, "exchange"),
+        publisher=context.get(*_EXCHANGE),
         isolated=config.content_sharing_policy == "isolated",
     )
     context.stack.push_async_callback(db.aclose)
@@ -109,9 +124,68 @@ async def _scheduler(context: InitContext) -> Any:
         schedule_delay=sections.seconds(config.schedule_delay),
         startup_delay=sections.seconds(config.startup_delay),
     )
-    scheduler = Scheduler(context.get(t.METADATA, "bolt"), policy)
+    scheduler = Scheduler(context.get(*_DB), policy)
     context.stack.push_async_callback(scheduler.aclose)
     return scheduler
+
+
+async def _zygote(context: InitContext) -> Any:
+    from cradled.zygote.client import Zygote
+
+    zygote = Zygote()
+    context.stack.push_async_callback(zygote.aclose)
+    return zygote
+
+
+async def _shims(context: InitContext) -> Any:
+    from cradled.runtime.bootstrap import Daemon
+    from cradled.runtime.launcher import Launchers
+
+    config: sections.ShimManager = context.config
+    daemon = Daemon(
+        grpc_address=context.properties["grpc_address"],
+        ttrpc_address=context.properties["ttrpc_address"],
+        socket_dir=config.socket_dir or f"{context.state_base}/s",
+        env=dict(item.partition("=")[::2] for item in config.env),
+        debug=context.properties["debug"] == "true",
+    )
+    return Launchers(
+        daemon,
+        context.get(*_ZYGOTE),
+        runc_root=f"{context.state_base}/runc",
+        default_binary=config.binary_name,
+    )
+
+
+async def _tasks(context: InitContext) -> Any:
+    from cradled.runtime.manager import TaskManager
+
+    db = context.get(*_DB)
+    manager = TaskManager(
+        context.state,
+        context.root,
+        context.get(*_SHIMS),
+        lambda scope, id: db.scoped(scope).containers.get(id),
+        context.get(*_EXCHANGE),
+    )
+    context.stack.push_async_callback(manager.aclose)
+    context.export("log-uri-schemes", "fifo,binary,file")
+    await manager.recover(context.get(*_JOURNAL).exits())
+    return manager
+
+
+async def _workers(context: InitContext) -> Any:
+    from cradled.workers.pool import Pool
+
+    pool = Pool(context.get(*_ZYGOTE), context.root_base)
+    context.stack.push_async_callback(pool.aclose)
+    return pool
+
+
+async def _walking(context: InitContext) -> Any:
+    from cradled.differs.apply import WalkingApplier
+
+    return WalkingApplier(context.get(*_WORKERS))
 
 
 async def _skip(context: InitContext) -> Any:
@@ -150,12 +224,7 @@ async def _ttrpc_events(context: InitContext) -> Served:
     from cradled.api.events_ttrpc_pb2 import Events
     from cradled.services.events_ttrpc import EventsTtrpcService
 
-    return [(Events, EventsTtrpcService(context.get(t.EVENT, "exchange")))]
-
-
-_DB = (t.METADATA, "bolt")
-_GC = (t.GC, "scheduler")
-_EXCHANGE = (t.EVENT, "exchange")
+    return [(Events, EventsTtrpcService(context.get(*_TASKS).forward))]
 
 
 def _served(id: str, table: str, service: str, *needs: tuple[str, str]) -> Registration:
@@ -179,7 +248,8 @@ def _service(name: str) -> Registration:
 
 REGISTRATIONS: tuple[Registration, ...] = (
     Registration(t.CONTENT, "content", init=_content),
-    Registration(t.EVENT, "exchange", init=_exchange),
+    Registration(*_JOURNAL, init=_journal),
+    Registration(*_EXCHANGE, (t.JOURNAL,), init=_exchange),
     Registration(
         t.SNAPSHOTTER, "overlayfs", init=_overlayfs, config=sections.Overlay, has_platform=True
     ),
@@ -192,6 +262,11 @@ REGISTRATIONS: tuple[Registration, ...] = (
     ),
     Registration(t.GC, "scheduler", (t.METADATA,), init=_scheduler, config=sections.Scheduler),
     Registration(t.LEASE, "manager", (t.METADATA, t.GC)),
+    Registration(*_ZYGOTE, init=_zygote),
+    Registration(*_WORKERS, init=_workers),
+    Registration(*_WALKING, (t.METADATA, t.FORKED), init=_walking, has_platform=True),
+    Registration(*_SHIMS, (t.EVENT, t.METADATA, t.FORKED), _shims, sections.ShimManager),
+    Registration(*_TASKS, (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL), init=_tasks, has_platform=True),
     Registration(t.SERVER, "metrics", init=_skip),
     Registration(t.SERVER, "grpc-tcp", (t.GRPC,), init=_skip),
     Registration(t.SERVER, "debug", init=_skip),
@@ -203,8 +278,11 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _service("introspection"),
     _service("namespaces"),
     _service("snapshots"),
+    _service("tasks"),
+    _service("diff"),
     _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
     _served("content", "content_pb2:Content", "content:ContentService", _DB),
+    _served("diff", "diff_pb2:Diff", "diff:DiffService", _DB, _WALKING),
     _served("events", "events_service_pb2:Events", "events:EventsService", _EXCHANGE),
     _served("healthcheck", "health_pb2:Health", "health:HealthService"),
     _served("images", "images_pb2:Images", "images:ImagesService", _DB, _GC),
@@ -213,8 +291,9 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService"),
     _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),
     _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", _DB),
+    _served("tasks", "tasks_pb2:Tasks", "tasks:TasksService", _DB, _TASKS),
     Registration(t.GRPC, "version", init=_version),
-    Registration(t.TTRPC, "events", (t.EVENT,), init=_ttrpc_events),
+    Registration(t.TTRPC, "events", (t.RUNTIME,), init=_ttrpc_events),
     _GRPC_SERVER,
     _TTRPC_SERVER,
 )

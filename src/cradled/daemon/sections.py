@@ -55,15 +55,13 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class ShimManager:
+    """``env`` has ``KEY=value`` texts, ``socket_dir`` defaults to ``<state>/s``.
+
+    ``binary_name`` is ours: the OCI runtime of containers that name none; empty: runc.
+    """
+
     env: list[str] = field(default_factory=list)
     socket_dir: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Tasks:
-    """``binary_name`` is ours: the OCI runtime where a container names none; empty: runc."""
-
-    platforms: list[str] = field(default_factory=list)
     binary_name: str = ""
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+from cradled.core.scope import Scope
+from cradled.core.tasks import Status
 from cradled.daemon import builtins, listeners, logs
 from cradled.daemon.app import STOP_GRACE, App
 from cradled.daemon.config import Config, ConfigError
@@ -24,6 +26,9 @@ from cradled.rpc.ttrpc_server import TtrpcServer
 from cradled.version import REVISION, SERVER_VERSION
 
 log = logging.getLogger(__name__)
+
+_IDLE_CHECK = 5.0
+"""Seconds between looks at whether anybody is there."""
 
 
 def run(
@@ -105,21 +110,29 @@ def _stop_on_signals() -> asyncio.Event:
 
 async def _until_idle(app: App, grpc: GrpcServer, stop: asyncio.Event, seconds: float) -> None:
     """Until told to stop, or nobody was connected and nothing ran for so many seconds."""
-    tasks = app.get(t.RUNTIME, "task")
     idle_since = time.monotonic()
     while not stop.is_set():
         now = time.monotonic()
-        if grpc.connections or tasks.count():
+        if grpc.connections or await _something_runs(app):
             idle_since = now
         left = idle_since + seconds - now
         if left <= 0:
             log.info("idle for %g s", seconds)
             return
         try:
-            async with asyncio.timeout(min(left, 5.0)):
+            async with asyncio.timeout(min(left, _IDLE_CHECK)):
                 await stop.wait()
         except TimeoutError:
             continue
+
+
+async def _something_runs(app: App) -> bool:
+    db, tasks = app.get(t.METADATA, "bolt"), app.get(t.RUNTIME, "task")
+    for namespace, _ in await db.namespaces.list():
+        for process in await tasks.list(Scope(namespace)):
+            if process.status != Status.STOPPED:
+                return True
+    return False
 
 
 def _adjust_oom_score(score: int) -> None:

@@ -36,6 +36,10 @@ TRANSFER = "io.containerd.transfer.v1"
 TTRPC = "io.containerd.ttrpc.v1"
 WARNING = "io.containerd.warning.v1"
 
+# Ours; clients do not look for them.
+FORKED = "io.cradled.forked.v1"
+JOURNAL = "io.cradled.journal.v1"
+
 
 class SkipPlugin(Exception):
     """Raised by ``init``: the plugin is not wanted in this configuration; not a failure."""

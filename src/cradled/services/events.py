@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from cradled.api import events_service_pb2 as pb
 from cradled.api.types_pb2 import Envelope as EnvelopeMessage
@@ -28,7 +28,7 @@ class EventsService:
         return Empty()
 
     async def forward(self, call: Call, request: pb.ForwardRequest) -> Empty:
-        forward(self._exchange, request.envelope)
+        forward(self._exchange.forward, request.envelope)
         return Empty()
 
     async def subscribe(self, call: Call, request: pb.SubscribeRequest) -> AsyncIterator[Encoded]:
@@ -44,8 +44,8 @@ class EventsService:
             subscription.close()
 
 
-def forward(exchange: Exchange, message: EnvelopeMessage) -> None:
+def forward(to: Callable[[Envelope], None], message: EnvelopeMessage) -> None:
     """Hand on a foreign envelope. Raises InvalidArgument for a bad one."""
     if not message.HasField("timestamp"):
         raise InvalidArgument("timestamp must be set on forwarded event")
-    exchange.forward(convert.from_proto(message))
+    to(convert.from_proto(message))

@@ -35,8 +35,7 @@ class TasksService:
         return scope
 
     async def create(self, call: Call, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
-        scope = await self._scope(call, request.container_id)
-        pid = await self._tasks.create(scope, convert.create_from_proto(request))
+        pid = await self._tasks.create(call.scope(), convert.create_from_proto(request))
         return pb.CreateTaskResponse(container_id=request.container_id, pid=pid)
 
     async def start(self, call: Call, request: pb.StartRequest) -> pb.StartResponse:
@@ -111,6 +110,14 @@ class TasksService:
                 for pid, info in found
             ]
         )
+
+    async def checkpoint(
+        self, call: Call, request: pb.CheckpointTaskRequest
+    ) -> pb.CheckpointTaskResponse:
+        scope = await self._scope(call, request.container_id)
+        options = any_from_proto(request.options) if request.HasField("options") else None
+        await self._tasks.checkpoint(scope, request.container_id, options)
+        return pb.CheckpointTaskResponse()
 
     async def update(self, call: Call, request: pb.UpdateTaskRequest) -> Empty:
         scope = await self._scope(call, request.container_id)

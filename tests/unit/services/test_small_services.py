@@ -190,7 +190,8 @@ async def test_forwarded_events_keep_their_time(
     service: Any, implementation: Any, request_type: Any
 ) -> None:
     exchange = Exchange()
-    events = stub(service, implementation(exchange))
+    ttrpc = implementation is EventsTtrpcService
+    events = stub(service, implementation(exchange.forward if ttrpc else exchange))
     subscription = exchange.subscribe()
     envelope = types_pb2.Envelope(namespace="other", topic="/x")
     with pytest.raises(errors.InvalidArgument, match=r"^timestamp must be set on forwarded event"):
