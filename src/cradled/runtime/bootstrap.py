@@ -21,6 +21,8 @@ from cradled.errors import Error, Unimplemented
 from cradled.version import COMPATIBLE
 
 MAX_VERSION = 3
+SOCKET_DIR_LIMIT = 42
+"""Shims put 65 characters behind it: a longer one is not told, they use their own."""
 PROTOCOLS = ("ttrpc", "grpc")
 
 _FIRST_FIELD = b"\x08"  # a BootstrapResult starts with its version; no text does
@@ -116,7 +118,7 @@ def params(
         containerd_ttrpc_address=daemon.ttrpc_address,
         containerd_grpc_address=daemon.grpc_address,
         containerd_binary=daemon.publish_binary,
-        socket_dir=daemon.socket_dir,
+        socket_dir=daemon.socket_dir if len(daemon.socket_dir) <= SOCKET_DIR_LIMIT else "",
     )
     if options is not None:
         message.extensions.add().value.CopyFrom(_any(options))

@@ -43,6 +43,8 @@ RUNC_OPTIONS = "containerd.runc.v1.Options"
 
 DELETE_SECONDS = 5.0
 _BACKLOG = 128
+_PATH_LIMIT = 107  # of a unix socket; below a deep state directory names are cut to fit
+_SHORTEST_NAME = 16
 _VERSION = 3
 
 
@@ -211,7 +213,8 @@ class ZygoteLauncher:
     def _socket_path(self, namespace: str, group: str) -> str:
         key = f"{self._daemon.grpc_address.rstrip('/')}/{namespace}/{group}"
         name = hashlib.sha256(key.encode()).hexdigest() if group else secrets.token_hex(32)
-        return f"{self._daemon.socket_dir}/{name}"
+        directory = self._daemon.socket_dir
+        return f"{directory}/{name[: max(_PATH_LIMIT - len(directory) - 1, _SHORTEST_NAME)]}"
 
     async def _fork(
         self, bundle: Bundle, options: AnyValue | None, listener: socket.socket, path: str
