@@ -25,7 +25,9 @@ _EXCHANGE = (t.EVENT, "exchange")
 _GC = (t.GC, "scheduler")
 _JOURNAL = (t.JOURNAL, "tasks")
 _SHIMS = (t.SHIM, "manager")
+_STREAMS = (t.STREAMING, "manager")
 _TASKS = (t.RUNTIME, "task")
+_TRANSFERS = (t.TRANSFER, "local")
 _WALKING = (t.DIFFER, "walking")
 _WORKERS = (t.FORKED, "workers")
 _ZYGOTE = (t.FORKED, "zygote")
@@ -188,6 +190,26 @@ async def _walking(context: InitContext) -> Any:
     return WalkingApplier(context.get(*_WORKERS))
 
 
+async def _streams(context: InitContext) -> Any:
+    from cradled.streaming.manager import Streams
+
+    return Streams()
+
+
+async def _transfers(context: InitContext) -> Any:
+    from cradled.transfer.service import Transfers
+    from cradled.transfer.unpack import Unpacker
+
+    config: sections.Transfer = context.config
+    rebasing = {
+        id
+        for (type, id), plugin in context.loaded.items()
+        if type == t.SNAPSHOTTER and "rebase" in plugin.capabilities
+    }
+    width = config.max_concurrent_unpacks or os.cpu_count() or 1
+    return Transfers(Unpacker(context.get(*_WALKING), rebasing=rebasing, width=width))
+
+
 async def _skip(context: InitContext) -> Any:
     raise SkipPlugin
 
@@ -267,6 +289,13 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(*_WALKING, (t.METADATA, t.FORKED), init=_walking, has_platform=True),
     Registration(*_SHIMS, (t.EVENT, t.METADATA, t.FORKED), _shims, sections.ShimManager),
     Registration(*_TASKS, (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL), init=_tasks, has_platform=True),
+    Registration(*_STREAMS, (t.METADATA,), init=_streams),
+    Registration(
+        *_TRANSFERS,
+        (t.LEASE, t.METADATA, t.DIFFER, t.SNAPSHOTTER),
+        init=_transfers,
+        config=sections.Transfer,
+    ),
     Registration(t.SERVER, "metrics", init=_skip),
     Registration(t.SERVER, "grpc-tcp", (t.GRPC,), init=_skip),
     Registration(t.SERVER, "debug", init=_skip),
@@ -291,7 +320,11 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService"),
     _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),
     _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", _DB),
+    _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", _STREAMS),
     _served("tasks", "tasks_pb2:Tasks", "tasks:TasksService", _DB, _TASKS),
+    _served(
+        "transfer", "transfer_pb2:Transfer", "transfer:TransferService", _DB, _STREAMS, _TRANSFERS
+    ),
     Registration(t.GRPC, "version", init=_version),
     Registration(t.TTRPC, "events", (t.RUNTIME,), init=_ttrpc_events),
     _GRPC_SERVER,

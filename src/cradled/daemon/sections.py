@@ -71,6 +71,13 @@ class Diff:
     sync_fs: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """``max_concurrent_unpacks``: layers of one image at once; 0: as many as there are cores."""
+
+    max_concurrent_unpacks: int = 0
+
+
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
