@@ -1,0 +1,256 @@
+"""Async. Unpacking an image: a committed snapshot for every layer (reference, storage.md 3).
+
+Where the snapshotter can rebase, layers are applied at the same time, each knowing nothing of the
+others, and committed bottom up; else one after the other. Snapshots are named by chain ID, so what
+is there already is used, whoever made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+
+from cradled import digest as digests
+from cradled.core.content import ContentStore
+from cradled.core.diff import Apart, ApartApplier
+from cradled.core.mount import Mount
+from cradled.core.snapshots import Snapshotter
+from cradled.core.transfer import Progress, Tell
+from cradled.core.values import Descriptor
+from cradled.errors import AlreadyExists, Error, Internal, InvalidArgument, NotFound
+from cradled.linux.mount import split_layers
+from cradled.oci import image as oci
+from cradled.transfer.graph import Stores, add_labels, is_layer, read_document
+
+_SNAPSHOT_REF = "containerd.io/snapshot.ref"
+_INHERITED = "containerd.io/snapshot/"
+_UNCOMPRESSED = "containerd.io/uncompressed"
+_GC_SNAPSHOT = "containerd.io/gc.ref.snapshot"
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of an image; ``parent`` is the chain ID of what lies below it."""
+
+    blob: Descriptor
+    diff_id: str
+    chain_id: str
+    parent: str
+
+    def labels(self) -> dict[str, str]:
+        """Labels of its snapshot, active and committed."""
+        annotations = self.blob.annotations
+        labels = {k: v for k, v in annotations.items() if k.startswith(_INHERITED)}
+        return labels | {_SNAPSHOT_REF: self.chain_id}
+
+    def check(self, applied: Descriptor) -> None:
+        if applied.digest != self.diff_id:
+            wrong = f"wrong diff id {self.diff_id} calculated on extraction {applied.digest}"
+            raise Error(f"{wrong}, desc {self.blob.digest}")
+
+
+class Unpacker:
+    """``rebasing`` are the snapshotters that can rebase; ``width`` layers are applied at once."""
+
+    def __init__(
+        self, applier: ApartApplier, *, rebasing: Collection[str] = (), width: int = 2
+    ) -> None:
+        self._applier = applier
+        self._rebasing = rebasing
+        self._width = width
+
+    async def unpack(
+        self, stores: Stores, manifest: Descriptor, snapshotter: str, tell: Tell
+    ) -> str:
+        """Unpack an image of one platform; returns the chain ID of its top, empty without layers.
+
+        Raises NotFound for what is not in the content store, InvalidArgument for a bad image.
+        """
+        config, layers = await _plan(stores.content, manifest)
+        snapshots = stores.snapshots(snapshotter)
+        job = _Job(self._applier, stores.content, snapshots, tell)
+        missing = await job.missing(layers)
+        if len(missing) > 1 and snapshotter in self._rebasing:
+            await job.apply_together(missing, self._width)
+        else:
+            for layer in missing:
+                await job.apply_on_parent(layer)
+        for layer in layers:
+            if layer.diff_id != layer.blob.digest:
+                label = {_UNCOMPRESSED: layer.diff_id}
+                await add_labels(stores.content, layer.blob.digest, label)
+        top = layers[-1].chain_id if layers else ""
+        if top:
+            label = {f"{_GC_SNAPSHOT}.{snapshotter}": top}
+            await add_labels(stores.content, config.digest, label)
+        return top
+
+
+async def _plan(content: ContentStore, described: Descriptor) -> tuple[Descriptor, list[Layer]]:
+    manifest = oci.manifest(await read_document(content, described.digest))
+    config = manifest.config.descriptor()
+    diff_ids = oci.config(await read_document(content, config.digest)).rootfs.diff_ids
+    blobs = [view.descriptor() for view in manifest.layers if is_layer(view.media_type)]
+    if len(blobs) != len(diff_ids):
+        raise InvalidArgument(f"{len(blobs)} layers for {len(diff_ids)} diff ids")
+    chain = digests.chain_ids(diff_ids)
+    plan = zip(blobs, diff_ids, chain, ["", *chain], strict=False)
+    return config, [Layer(*parts) for parts in plan]
+
+
+class _Job:
+    def __init__(
+        self,
+        applier: ApartApplier,
+        content: ContentStore,
+        snapshots: Snapshotter,
+        tell: Tell,
+    ) -> None:
+        self._applier = applier
+        self._content = content
+        self._snapshots = snapshots
+        self._tell = tell
+
+    async def missing(self, layers: Sequence[Layer]) -> Sequence[Layer]:
+        """The layers above the highest that has its snapshot."""
+        for position in range(len(layers), 0, -1):
+            if await self._exists(layers[position - 1].chain_id):
+                return layers[position:]
+        return layers
+
+    async def apply_on_parent(self, layer: Layer) -> None:
+        """Make one snapshot on top of its parent's."""
+        async with self._active(layer, layer.parent) as active:
+            if active is None:
+                return
+            key, mounts = active
+            self._say("extracting", layer)
+            reader = await self._content.open(layer.blob.digest)
+            try:
+                layer.check(await self._applier.apply(layer.blob, reader, mounts))
+            finally:
+                reader.close()
+            await self._commit(layer, key, layer.parent)
+
+    async def apply_together(self, layers: Sequence[Layer], width: int) -> None:
+        """Make the snapshots of layers, the lowest first, applying ``width`` at a time."""
+        room = asyncio.Semaphore(width)
+        async with contextlib.AsyncExitStack() as stack:
+            begun = []
+            for layer in layers:
+                active = await stack.enter_async_context(self._active(layer, ""))
+                begun.append((layer, active))
+            applying = [
+                asyncio.ensure_future(self._apply_apart(layer, active, room))
+                for layer, active in begun
+            ]
+            stack.push_async_callback(_end, applying)
+            for (layer, active), apart in zip(begun, applying, strict=True):
+                if active is not None:
+                    await self._settle(layer, active, await apart)
+
+    async def _apply_apart(
+        self, layer: Layer, active: tuple[str, list[Mount]] | None, room: asyncio.Semaphore
+    ) -> Apart | None:
+        if active is None:
+            return None
+        async with room:
+            self._say("extracting", layer)
+            reader = await self._content.open(layer.blob.digest)
+            try:
+                upper = _directory(active[1])
+                apart = await self._applier.apply_apart(layer.blob, reader, upper)
+            finally:
+                reader.close()
+        layer.check(apart.applied)
+        return apart
+
+    async def _settle(
+        self, layer: Layer, active: tuple[str, list[Mount]], apart: Apart | None
+    ) -> None:
+        key, mounts = active
+        if apart is not None and (apart.implied or apart.needs_lowers) and layer.parent:
+            lowers = await self._lowers(layer.parent)
+            if not await self._applier.settle(apart, _directory(mounts), lowers):
+                await self.apply_on_parent(layer)
+                return
+        await self._commit(layer, key, layer.parent)
+
+    async def _lowers(self, chain_id: str) -> list[str]:
+        """The directories of a committed snapshot and those below it, nearest first."""
+        key = _key(chain_id)
+        mounts = await self._snapshots.view(key, chain_id, {})
+        try:
+            if mounts[-1].type == "bind":
+                return [mounts[-1].source]
+            for option in mounts[-1].options:
+                if option.startswith("lowerdir="):
+                    return split_layers(option.removeprefix("lowerdir="))
+        finally:
+            await self._snapshots.remove(key)
+        raise Internal(f"snapshot {chain_id} is not made of directories")
+
+    @contextlib.asynccontextmanager
+    async def _active(
+        self, layer: Layer, parent: str
+    ) -> AsyncIterator[tuple[str, list[Mount]] | None]:
+        """An active snapshot's key and mounts, None when the layer has its snapshot already.
+
+        It is removed in the end unless it was committed.
+        """
+        active = await self._prepare(layer, parent)
+        try:
+            yield active
+        finally:
+            if active is not None:
+                with contextlib.suppress(NotFound):
+                    await self._snapshots.remove(active[0])
+
+    async def _prepare(self, layer: Layer, parent: str) -> tuple[str, list[Mount]] | None:
+        for _ in range(_TRIES):
+            key = _key(layer.chain_id)
+            try:
+                return key, await self._snapshots.prepare(key, parent, layer.labels())
+            except AlreadyExists:
+                if await self._exists(layer.chain_id):
+                    return None
+        raise AlreadyExists(f'snapshot "{key}"')
+
+    async def _commit(self, layer: Layer, key: str, parent: str) -> None:
+        # AlreadyExists: somebody else unpacked the same layer meanwhile.
+        with contextlib.suppress(AlreadyExists):
+            await self._snapshots.commit(layer.chain_id, key, layer.labels(), parent=parent)
+        self._say("extracted", layer)
+
+    async def _exists(self, name: str) -> bool:
+        try:
+            await self._snapshots.stat(name)
+        except NotFound:
+            return False
+        return True
+
+    def _say(self, event: str, layer: Layer) -> None:
+        blob = layer.blob
+        self._tell(Progress(event, f"layer-{blob.digest}", total=blob.size, descriptor=blob))
+
+
+def _key(chain_id: str) -> str:
+    return f"extract-{time.time_ns()}-{secrets.token_urlsafe(3)} {chain_id}"
+
+
+def _directory(mounts: Sequence[Mount]) -> str:
+    """Where an active snapshot without a parent has its files."""
+    if len(mounts) == 1 and mounts[0].type == "bind":
+        return mounts[0].source
+    raise Internal("a snapshotter that can rebase gives one bind mount")
+
+
+async def _end(tasks: Sequence[asyncio.Future[Apart | None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
