@@ -130,8 +130,10 @@ class Content:
             tx.deleted()
             tx.emit(self._namespace, topics.content_deleted(digest))
 
-        await self._engine.run(command)
-        self._common.janitor.blob(digest)
+        try:
+            await self._engine.run(command)
+        finally:
+            self._common.janitor.blob(digest)
 
     async def open(self, digest: str, /) -> Reader:
         await self.info(digest)

@@ -83,23 +83,22 @@ class Transaction:
 
 
 class _Job(Generic[T]):
-    __slots__ = ("command", "deletions", "error", "events", "future", "result")
+    __slots__ = ("command", "deletions", "done", "error", "events", "result", "waiter")
 
-    def __init__(self, command: Callable[[Transaction], T], future: asyncio.Future[T]) -> None:
+    def __init__(self, command: Callable[[Transaction], T]) -> None:
         self.command = command
-        self.future = future
+        self.waiter: asyncio.Future[None] | None = None
+        self.done = False
         self.result: T | None = None
         self.error: BaseException | None = None
         self.events: list[Envelope] = []
         self.deletions = 0
 
     def deliver(self) -> None:
-        if self.future.done():  # the caller was cancelled meanwhile
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)  # type: ignore[arg-type]
+        """On the loop's thread: wake the caller."""
+        self.done = True
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
 
 class Engine:
@@ -133,13 +132,24 @@ class Engine:
         """Run a command in the next batch; returns its result once it is durable.
 
         Raises what the command raised, or Internal or ResourceExhausted when the commit failed.
-        A caller that is cancelled cannot know whether the command ran.
+        A caller that is cancelled is told so when the command has run: nothing is left pending.
         """
         if self._closing:
             raise Internal("metadata is closed")
-        job: _Job[T] = _Job(command, self._loop.create_future())
+        job = _Job(command)
         self._queue.put(job)
-        return await job.future
+        cancelled: asyncio.CancelledError | None = None
+        while not job.done:
+            job.waiter = self._loop.create_future()
+            try:
+                await job.waiter
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        if job.error is not None:
+            raise job.error
+        return job.result  # type: ignore[return-value]
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """All rows of a read, from the latest durable state."""

@@ -130,23 +130,26 @@ class Snapshots:
             self._scope.lease,
         )  # fmt: skip
         with self._common.janitor.pinned(backend_name):
-            entry, backend_parent = await self._engine.run(lambda tx: self._begin(tx, intent))
-            failpoints.hit("metadata.snapshot.intended")
-            names = {entry.backend_key: key, backend_name: name, backend_parent: parent}
             try:
-                with translated(names):
-                    await self._backend.commit(
-                        backend_name, entry.backend_key, inherited(kept), parent=backend_parent
-                    )
+                await self._commit(intent, inherited(kept))
             except BaseException:  # cancelled, say: it may have been committed all the same
                 await _settle(self._common, intent)
                 raise
-            failpoints.hit("metadata.snapshot.committed")
-            await self._engine.run(lambda tx: finish(tx, intent))
+
+    async def _commit(self, intent: Intent, labels: dict[str, str]) -> None:
+        entry, parent = await self._engine.run(lambda tx: self._begin(tx, intent))
+        backend_key, backend_name = entry.backend_key, intent.backend_name
+        failpoints.hit("metadata.snapshot.intended")
+        with translated({backend_key: entry.key, backend_name: intent.name, parent: intent.parent}):
+            await self._backend.commit(backend_name, backend_key, labels, parent=parent)
+        failpoints.hit("metadata.snapshot.committed")
+        await self._engine.run(lambda tx: finish(tx, intent))
 
     async def remove(self, key: str, /) -> None:
-        def command(tx: Transaction) -> str:
-            entry = self._require(key, tx)
+        entry = self._require(key)
+
+        def command(tx: Transaction) -> None:
+            self._require(key, tx)
             if self._has_child(tx, key):
                 raise FailedPrecondition("cannot remove snapshot with child")
             if self._is_being_committed(tx, key):
@@ -158,10 +161,9 @@ class Snapshots:
             leases.leave(tx, self._scope, f"snapshots/{self._name}", key)
             tx.deleted()
             tx.emit(self._namespace, topics.snapshot_removed(self._name, key))
-            return entry.backend_key
 
-        backend_key = await self._engine.run(command)
-        self._common.janitor.snapshot(self._name, backend_key)
+        with self._disowned(key, entry.backend_key):
+            await self._engine.run(command)
 
     async def walk(self, filters: Sequence[str] = (), /) -> AsyncIterator[SnapshotInfo]:
         """By key. Raises InvalidArgument for a bad filter."""
@@ -189,7 +191,7 @@ class Snapshots:
             raise AlreadyExists(f'snapshot "{key}"')
         backend_parent = self._parent(parent)
         backend_key = await self._common.names.new(self._namespace, key)
-        with self._common.janitor.pinned(backend_key), self._orphaned(backend_key):
+        with self._common.janitor.pinned(backend_key), self._disowned(key, backend_key):
             make = self._backend.prepare if kind is Kind.ACTIVE else self._backend.view
             try:
                 with translated({backend_key: key, backend_parent: parent}):
@@ -317,13 +319,14 @@ class Snapshots:
         tx.touch(self._namespace, graph.node(graph.SNAPSHOT, f"{self._name}/{key}"))
 
     @contextmanager
-    def _orphaned(self, backend_key: str) -> Iterator[None]:
-        """What the block made in the backend is an orphan when it does not come to its end."""
+    def _disowned(self, key: str, backend_key: str) -> Iterator[None]:
+        """What the backend has and no entry names when the block ends, however, is an orphan."""
         try:
             yield
-        except BaseException:
-            self._common.janitor.snapshot(self._name, backend_key)
-            raise
+        finally:
+            entry = self._find(key)
+            if entry is None or entry.backend_key != backend_key:
+                self._common.janitor.snapshot(self._name, backend_key)
 
 
 class Intent(NamedTuple):
@@ -344,6 +347,8 @@ _INSERT = "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 def finish(tx: Transaction, intent: Intent) -> None:
     """The backend has committed: the key's entry becomes the name's."""
+    if not forget_intent(tx, intent):
+        return
     where = (intent.namespace, intent.snapshotter, intent.key)
     key = "namespace=? AND snapshotter=? AND key=?"
     row = tx.one(f"SELECT parent FROM snapshots WHERE {key}", where)
@@ -357,7 +362,6 @@ def finish(tx: Transaction, intent: Intent) -> None:
             int(Kind.COMMITTED), now, now, intent.labels, marks.dump_relevant(labels),
         ),
     )  # fmt: skip
-    forget_intent(tx, intent)
     scope, resource = Scope(intent.namespace, intent.lease), f"snapshots/{intent.snapshotter}"
     leases.leave(tx, scope, resource, intent.key)
     if leases.exists(
@@ -369,11 +373,14 @@ def finish(tx: Transaction, intent: Intent) -> None:
     tx.emit(intent.namespace, event)
 
 
-def forget_intent(tx: Transaction, intent: Intent) -> None:
-    """The commit came to nothing, or to its end."""
-    tx.execute(
-        "DELETE FROM snapshot_commits WHERE namespace=? AND snapshotter=? AND name=?", intent[:3]
+def forget_intent(tx: Transaction, intent: Intent) -> bool:
+    """The commit has come to its end; False when it had before."""
+    sql = (
+        "DELETE FROM snapshot_commits"
+        " WHERE namespace=? AND snapshotter=? AND name=? AND backend_name=?"
     )
+    key = (intent.namespace, intent.snapshotter, intent.name, intent.backend_name)
+    return bool(tx.execute(sql, key).rowcount)
 
 
 async def recover(common: Common) -> None:
@@ -384,13 +391,16 @@ async def recover(common: Common) -> None:
 
 
 async def _settle(common: Common, intent: Intent) -> None:
-    """Make the entries say what the backend says."""
+    """Make the entries say what the backend says, if the intent is still there."""
+    sql = "SELECT 1 FROM snapshot_commits WHERE snapshotter=? AND name=? AND backend_name=?"
+    if not common.engine.one(sql, (common.name, intent.name, intent.backend_name)):
+        return
     try:
         done = (await common.backend.stat(intent.backend_name)).kind is Kind.COMMITTED
     except NotFound:
         done = False
     end = finish if done else forget_intent
-    await common.engine.run(lambda tx: end(tx, intent))
+    await common.engine.run(lambda tx: bool(end(tx, intent)))
 
 
 def inherited(labels: Labels) -> dict[str, str]:
