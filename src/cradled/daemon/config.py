@@ -23,6 +23,8 @@ DEFAULT_ADDRESS = "/run/cradled/cradled.sock"
 
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
+FORMATS = ("text", "json")
+
 Table = dict[str, Any]
 
 _MOVED_SECTIONS = {
@@ -36,8 +38,16 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Debug:
+    """Raises ConfigError for words that no log knows."""
+
     level: str = "info"
     format: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ConfigError(f'unknown log level "{self.level}" ({", ".join(LEVELS)})')
+        if self.format not in FORMATS:
+            raise ConfigError(f'unknown log format "{self.format}" ({", ".join(FORMATS)})')
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from cradled.core.scope import Scope
 from cradled.core.tasks import Status
 from cradled.daemon import builtins, listeners, logs
 from cradled.daemon.app import STOP_GRACE, App
-from cradled.daemon.config import Config, ConfigError
+from cradled.daemon.config import Config
 from cradled.daemon.notify import notify
 from cradled.plugin import types as t
 from cradled.plugin.graph import PluginError
@@ -38,10 +38,7 @@ def run(
     exit_idle: float,
 ) -> int:
     """Serve on the two listening sockets (gRPC, ttrpc) until told to stop; the exit status."""
-    try:
-        logs.setup(config.debug.level, config.debug.format)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    logs.setup(config.debug.level, config.debug.format)
     for warning in warnings:
         log.warning(warning)
     log.info(

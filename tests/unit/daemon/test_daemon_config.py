@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from cradled.daemon import builtins, sections
+from cradled.daemon import builtins, logs, sections
 from cradled.daemon.config import (
+    LEVELS,
     Config,
     ConfigError,
     check_sections,
@@ -184,3 +185,13 @@ def test_mutable_defaults_are_not_shared() -> None:
     two: Any = Config().section(registration)
     assert one == two
     assert one.words is not two.words
+
+
+@pytest.mark.parametrize("text", ['level = "loud"', 'format = "xml"'])
+def test_unknown_log_words_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="unknown log"):
+        read(f"version = 2\n[debug]\n{text}")
+
+
+def test_every_level_is_one_the_log_knows() -> None:
+    assert set(LEVELS) == logs._LEVELS.keys()

@@ -52,10 +52,3 @@ def test_errors_are_told_with_their_traceback() -> None:
     values = json.loads(logs.JsonFormatter().format(made))
     assert values["error"] == "broken"
     assert "test_daemon_logs.py" in values["trace"]
-
-
-def test_unknown_words_are_refused() -> None:
-    with pytest.raises(ValueError, match="log level"):
-        logs.setup("loud", "text")
-    with pytest.raises(ValueError, match="log format"):
-        logs.setup("info", "xml")
