@@ -116,8 +116,8 @@ class Node:
         """Create a task, recording its container if that is not there."""
         if id not in self.containers:
             self.add(id, *args)
-        rootfs = (Mount("bind", str(self.rootfs), ("rbind", "rw")),)
-        request = CreateTask(id, rootfs, stdio or Stdio(), **more)
+        more.setdefault("rootfs", (Mount("bind", str(self.rootfs), ("rbind", "rw")),))
+        request = CreateTask(id, stdio=stdio or Stdio(), **more)
         return await self.tasks.create(self.scope, request)
 
     async def run(self, id: str, *args: str) -> int:
@@ -152,6 +152,9 @@ class Node:
     def bundle(self, id: str) -> Path:
         return self.state / self.mark / id
 
+    async def shim_pid(self, id: str) -> int:
+        return (await self.tasks._tasks[self.mark, id].client.pids_of(id))[0]
+
     def saved(self, id: str) -> dict[str, Any]:
         """What is kept of where the shim serves."""
         return json.loads((self.bundle(id) / "bootstrap.json").read_text())  # type: ignore[no-any-return]
@@ -160,7 +163,9 @@ class Node:
         """What of all tasks is still there: processes, mounts, cgroups, files."""
         found = leaks.mounts_below(str(self.directory))
         for place in (self.state, self.root, self.directory / "s", self.directory / "runc"):
-            found += [str(p) for p in place.rglob("*") if p.parent != place or p.is_file()]
+            for directory, directories, files in os.walk(place):
+                names = files if directory == str(place) else directories + files
+                found += [f"{directory}/{name}" for name in names]
         zygote = self.zygote.pid
         marked = leaks.marked_processes(self.mark)
         return found + [f"{pid} {cmd}" for pid, cmd in marked.items() if pid != zygote]

@@ -1,23 +1,39 @@
 """Tasks of the daemon, end to end below the API: our shim by fork, and the original's by exec."""
 
+import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+from harness import leaks
+from harness.shims import Fifos
 from harness.tasks import GO, OWN, Node, running
 
 from cradled import errors
-from cradled.core.tasks import Status
+from cradled.api import runc_options_pb2
+from cradled.core.mount import Mount
+from cradled.core.tasks import Status, Stdio
+from cradled.core.values import AnyValue
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 has_go_shim = pytest.mark.skipif(not os.path.exists(GO), reason="needs containerd's runc shim")
 
 pytestmark = needs_root
 
+FOREVER = ("/bin/sleep", "1000")
+
 
 @pytest.fixture(params=[OWN, pytest.param(GO, marks=has_go_shim)], ids=["own", "go"])
 async def node(request: pytest.FixtureRequest) -> AsyncIterator[Node]:
     async with running(request.param) as node:
+        yield node
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[Node]:
+    async with running(OWN) as node:
         yield node
 
 
@@ -39,3 +55,250 @@ async def test_life(node: Node) -> None:
     *_, exited, deleted = await node.heard("life", "create", "start", "exit", "delete")
     assert (exited.id, exited.pid, exited.exit_status) == ("life", pid, 7)
     assert (deleted.id, deleted.pid, deleted.exit_status) == ("", pid, 7)
+
+
+async def test_the_bundle(node: Node) -> None:
+    await node.create("b", *FOREVER)
+    bundle = node.bundle("b")
+    spec = node.containers["b"].spec
+    assert spec is not None
+    assert (bundle / "config.json").read_bytes() == spec.value
+    assert bundle.stat().st_mode & 0o7777 == 0o700
+    assert (bundle / "work").resolve() == node.root / node.mark / "b"
+    assert (bundle / "log").is_fifo()
+    assert leaks.mounts_below(str(bundle)) == [str(bundle / "rootfs")]
+    program = (bundle / "shim-binary-path").read_text()
+    assert program == GO if node.runtime == GO else program.endswith("/containerd-shim-cradled-v2")
+    saved = node.saved("b")
+    assert saved["address"].startswith("unix://")
+    assert (saved["version"], saved["protocol"]) == (2 if node.runtime == GO else 3, "ttrpc")
+    socket = Path(saved["address"].removeprefix("unix://"))
+    assert socket.stat().st_mode & 0o777 == 0o600
+    await node.tasks.delete(node.scope, "b")  # never started
+    assert not bundle.exists()
+    assert not (node.root / node.mark / "b").exists()
+
+
+async def test_execs(node: Node) -> None:
+    tasks, scope = node.tasks, node.scope
+    await node.run("e", *FOREVER)
+    pid = await node.exec("e", "one", "/bin/sh", "-c", "exit 3")
+    waits = await asyncio.gather(*(tasks.wait(scope, "e", "one") for _ in range(3)))
+    assert {(end.pid, end.status) for end in waits} == {(pid, 3)}
+    state = await tasks.get(scope, "e", "one")
+    assert (state.id, state.container_id, state.status) == ("one", "e", Status.STOPPED)
+    end = await tasks.delete_process(scope, "e", "one")
+    assert (end.pid, end.status) == (pid, 3)
+    with pytest.raises(errors.NotFound):
+        await tasks.wait(scope, "e", "one")
+
+    await node.exec("e", "one", *FOREVER)  # the id is free again
+    with pytest.raises(errors.AlreadyExists):
+        await tasks.exec(scope, "e", "one", Stdio(), AnyValue("x"))
+    with pytest.raises(errors.InvalidArgument, match="invalid exec id /: identifier"):
+        await tasks.exec(scope, "e", "/", Stdio(), AnyValue("x"))
+    found = dict(await tasks.pids(scope, "e"))
+    assert len(found) == 2
+    assert [info.type_url for info in found.values() if info] == [
+        "containerd.runc.v1.ProcessDetails"
+    ]
+    await tasks.kill(scope, "e", signal.SIGKILL, "one")
+    assert (await tasks.wait(scope, "e", "one")).status == 137
+    await tasks.delete_process(scope, "e", "one")
+    assert await node.end("e") == 137
+    topics = ["create", "start", *["exec-added", "exec-started", "exit"] * 2, "exit", "delete"]
+    await node.heard("e", *topics)
+
+
+async def test_pause_update_and_metrics(node: Node) -> None:
+    tasks, scope = node.tasks, node.scope
+    await node.run("p", *FOREVER)
+    await tasks.pause(scope, "p")
+    assert (await tasks.get(scope, "p")).status == Status.PAUSED
+    assert [p.status for p in await tasks.list(scope)] == [Status.PAUSED]
+    with pytest.raises(errors.Error, match="cannot pause a paused container"):
+        await tasks.pause(scope, "p")
+    await tasks.resume(scope, "p")
+    assert [p.status for p in await tasks.list(scope)] == [Status.RUNNING]
+    resources = b'{"pids":{"limit":77}}'
+    kind = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+    await tasks.update(scope, "p", AnyValue(kind, resources), {})
+    ((id, when, data),) = await tasks.metrics(scope, ["id==p"])
+    assert id == "p"
+    assert when > 0
+    assert data.type_url.startswith("io.containerd.cgroups.v")
+    assert await tasks.metrics(scope, ["id==q"]) == []
+    assert len(await tasks.metrics(scope, [f"namespace=={node.mark}"])) == 1
+    await tasks.resize_pty(scope, "p", "", 80, 24)
+    await node.end("p")
+
+
+async def test_standard_streams(node: Node) -> None:
+    tasks, scope = node.tasks, node.scope
+    fifos = Fifos(node.directory / "fifos", "stdin", "stdout", "stderr")
+    node.add("io", "/bin/sh", "-c", "cat; echo done >&2")
+    stdio = Stdio(*(fifos.paths[name] for name in ("stdin", "stdout", "stderr")))
+    await node.create("io", stdio=stdio)
+    assert [p.stdio for p in await tasks.list(scope)] == [stdio]
+    await tasks.start(scope, "io")
+    stdin = fifos.open_stdin()
+    os.write(stdin, b"hello")
+    assert await asyncio.to_thread(fifos.read, "stdout", b"hello") == b"hello"
+    fifos.close("stdin")
+    await tasks.close_io(scope, "io", "", False)  # says nothing, does nothing
+    assert (await tasks.get(scope, "io")).status == Status.RUNNING
+    await tasks.close_io(scope, "io", "", True)
+    assert (await tasks.wait(scope, "io")).status == 0
+    assert await asyncio.to_thread(fifos.read, "stderr", b"done\n") == b"done\n"
+    await tasks.delete(scope, "io")
+    fifos.close()
+
+
+async def test_many_at_once(node: Node) -> None:
+    async def life(number: int) -> int:
+        await node.create(f"c{number}", "/bin/sh", "-c", f"exit {number}")
+        await node.tasks.start(node.scope, f"c{number}")
+        await node.tasks.wait(node.scope, f"c{number}")
+        return (await node.tasks.delete(node.scope, f"c{number}")).status
+
+    assert await asyncio.gather(*map(life, range(6))) == list(range(6))
+    assert await node.tasks.list(node.scope) == []
+
+
+async def test_a_task_is_made_once(node: Node) -> None:
+    node.add("twice", *FOREVER)
+    results = await asyncio.gather(
+        *(node.create("twice") for _ in range(3)), return_exceptions=True
+    )
+    made = [r for r in results if isinstance(r, int)]
+    refused = [str(r) for r in results if isinstance(r, errors.AlreadyExists)]
+    assert len(made) == 1
+    assert refused == ["task twice: already exists"] * 2
+    await node.tasks.start(node.scope, "twice")
+    with pytest.raises(errors.Error, match="cannot delete a running process"):
+        await node.tasks.delete(node.scope, "twice")
+    await node.end("twice")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("binary", "no-such-runc"),
+        ("program", "executable file not found"),
+        ("rootfs", "failed to mount rootfs component"),
+        ("spec", "failed to create shim task: "),
+    ],
+)
+async def test_a_failed_creation_leaves_nothing(node: Node, change: str, text: str) -> None:
+    node.add("bad", "no-such-program" if change == "program" else "/bin/true")
+    more: dict[str, object] = {}
+    if change == "binary":
+        options = runc_options_pb2.Options(
+            binary_name="no-such-runc", root=str(node.directory / "runc")
+        )
+        more["options"] = AnyValue("containerd.runc.v1.Options", options.SerializeToString())
+    elif change == "spec":
+        node.change("bad", spec=AnyValue("x", b'{"ociVersion":"1.0.2"}'))
+    elif change == "rootfs":
+        missing = Mount("bind", str(node.directory / "missing"), ("rbind",))
+        more["rootfs"] = (missing,)
+    with pytest.raises(errors.Error, match=r"^failed to create shim task: ") as caught:
+        await node.create("bad", **more)
+    assert text in str(caught.value)
+    await node.settled()
+    assert node.told("bad") == []
+    assert await node.tasks.list(node.scope) == []
+    # And it can be made well right after.
+    del node.containers["bad"]
+    await node.create("bad", "/bin/true")
+    await node.tasks.delete(node.scope, "bad")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "text"),
+    [
+        ("nodots", "invalid runtime name nodots"),
+        ("a/b.c", "invalid runtime name a/b.c"),
+        (".v2", "invalid runtime name .v2"),
+        ("io.containerd.nosuch.v7", 'not installed "containerd-shim-nosuch-v7": file does not'),
+        ("/no/such/shim", "invalid custom binary path: "),
+        ("/bin/false", "failed to start shim: start failed: "),
+    ],
+)
+async def test_runtimes_that_cannot_be(own: Node, runtime: str, text: str) -> None:
+    own.add("x", *FOREVER)
+    with pytest.raises(errors.Error) as caught:
+        await own.create("x", runtime=runtime)
+    assert text in str(caught.value)
+    await own.settled()
+
+
+async def test_options_of_another_runtime_are_refused(own: Node) -> None:
+    own.add("x", *FOREVER)
+    with pytest.raises(errors.Error, match=r"^invalid task create option for "):
+        await own.create("x", options=AnyValue("runtimeoptions.v1.Options", b""))
+    assert own.left() == []
+
+
+@pytest.mark.parametrize("stage", ["", "config.json", "bootstrap.json", "options.json"])
+async def test_a_cancelled_creation_leaves_nothing(node: Node, stage: str) -> None:
+    node.add("c", *FOREVER)
+    creation = asyncio.create_task(node.create("c"))
+    while not (node.bundle("c") / stage).exists():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert creation.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creation
+    await node.settled()
+    assert await node.tasks.list(node.scope) == []
+
+
+async def test_a_deletion_goes_on_without_its_caller(node: Node) -> None:
+    await node.create("d", *FOREVER)
+    deletion = asyncio.create_task(node.tasks.delete(node.scope, "d"))
+    await asyncio.sleep(0)
+    deletion.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await deletion
+    await node.settled()
+    assert await node.tasks.list(node.scope) == []
+
+
+async def test_a_group_shares_a_shim(node: Node) -> None:
+    group = {"annotations": {"io.containerd.runc.v2.group": "pod"}}
+    for id in ("one", "two"):
+        node.add(id, *FOREVER, **group)
+    await asyncio.gather(node.create("one"), node.create("two"))
+    assert node.saved("one")["address"] == node.saved("two")["address"]
+    assert await node.shim_pid("one") == await node.shim_pid("two")
+    await node.tasks.delete(node.scope, "one")
+    assert (await node.tasks.get(node.scope, "two")).status == Status.CREATED
+    await node.tasks.start(node.scope, "two")
+    await node.end("two")
+
+
+async def test_a_shim_that_dies_takes_its_task_along(node: Node) -> None:
+    pid = await node.run("lost", *FOREVER)
+    waiting = asyncio.create_task(node.tasks.wait(node.scope, "lost"))
+    await asyncio.sleep(0)
+    shim = await node.shim_pid("lost")
+    os.kill(shim, signal.SIGKILL)
+    with pytest.raises(errors.Error, match=r"^ttrpc: closed$"):
+        await waiting
+    *_, exited, deleted = await node.heard("lost", "create", "start", "exit", "delete")
+    assert (exited.id, exited.pid, exited.exit_status) == ("lost", pid, 137)
+    assert (deleted.id, deleted.pid, deleted.exit_status) == ("", pid, 137)
+    await node.settled()
+    assert await node.tasks.list(node.scope) == []
+    assert await node.run("lost") != pid
+    await node.end("lost")
+
+
+async def test_a_zygote_that_dies_is_replaced(own: Node) -> None:
+    await own.run("before", *FOREVER)
+    zygote = own.zygote.pid
+    assert zygote is not None
+    os.kill(zygote, signal.SIGKILL)
+    await own.run("after", *FOREVER)
+    assert own.zygote.pid != zygote
+    assert {p.status for p in await own.tasks.list(own.scope)} == {Status.RUNNING}

@@ -25,7 +25,7 @@ from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, group_of
 from cradled.runtime.launcher import RUNC_OPTIONS, Launcher, Launchers, runc_options
 from cradled.runtime.shim_client import ShimClient
-from cradled.runtime.task import ShimLog, Task
+from cradled.runtime.task import INIT, ShimLog, Task
 
 log = logging.getLogger(__name__)
 
@@ -99,16 +99,25 @@ class Assembly:
         gone = asyncio.Event()
         client.on_close(gone.set)
         try:
+            if not await self._end(bundle, client, gone):
+                # It died, is still creating, or serves others of its group.
+                await launcher.delete(bundle)
+                await self._end(bundle, client, gone)
+        finally:
+            await client.aclose()
+
+    async def _end(self, bundle: Bundle, client: ShimClient, gone: asyncio.Event) -> bool:
+        """Have a shim delete the container and exit; whether it went in good order."""
+        try:
+            with suppress(errors.NotFound):
+                await client.delete(bundle.id, INIT, timeout=SHUTDOWN_SECONDS)
             await client.shutdown(bundle.id, timeout=SHUTDOWN_SECONDS)
             async with asyncio.timeout(GONE_SECONDS):
                 await gone.wait()
-        except (TimeoutError, errors.Error):
-            # It died, is still creating, or serves others of its group.
-            await launcher.delete(bundle)
-            with suppress(errors.Error):
-                await client.shutdown(bundle.id, timeout=SHUTDOWN_SECONDS)
-        finally:
-            await client.aclose()
+        except (TimeoutError, errors.Error) as error:
+            log.debug("shim of %s does not go: %r", bundle.id, error)
+            return False
+        return True
 
     async def remove(self, bundle: Bundle) -> None:
         """Remove a bundle; if that fails it is the next start's."""
@@ -140,7 +149,7 @@ class Assembly:
         """Take back a shim whose container could not be made."""
         if shim.client is None:
             if not shim.sandboxed:
-                await shim.launcher.delete(shim.bundle)
+                await self.bury(shim.bundle, shim.launcher, 0)
         elif shim.sandboxed:
             await shim.client.aclose()
         else:

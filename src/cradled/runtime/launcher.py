@@ -46,6 +46,8 @@ _BACKLOG = 128
 _PATH_LIMIT = 107  # of a unix socket; below a deep state directory names are cut to fit
 _SHORTEST_NAME = 16
 _VERSION = 3
+_NAME_BYTES = 12
+_MAX_SOCKET_PATH = 107
 
 
 class Launcher(Protocol):
@@ -135,20 +137,15 @@ class BinaryLauncher:
         self.path = path
         self._daemon = daemon
         self._legacy = False
+        self._groups: KeyedLock[tuple[str, str]] = KeyedLock()
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:
         return options
 
     async def start(self, bundle: Bundle, options: AnyValue | None, group: str, /) -> Bootstrap:
-        """The program itself finds out about groups."""
-        done: process.Finished | None = None
-        if not self._legacy:
-            message = bootstrap.params(self._daemon, bundle.namespace, bundle.id, options)
-            done = await self._start(bundle, message.SerializeToString())
-        if done is None or done.status:
-            # A shim older than BootstrapParams fails on them; all read the older form.
-            done = await self._start(bundle, bootstrap.legacy_params(options))
-            self._legacy = not done.status
+        """The program itself finds out about groups, if it need not do so twice at a time."""
+        async with self._groups((bundle.namespace, group or bundle.id)):
+            done = await self._run(bundle, options)
         if done.status:
             output = done.stdout.decode(errors="replace").strip()
             raise Error(f"failed to start shim: start failed: {output}: {_status(done.status)}")
@@ -158,6 +155,17 @@ class BinaryLauncher:
 
     async def delete(self, bundle: Bundle, /) -> Exit:
         return await _run_delete([self.path], self._daemon, bundle)
+
+    async def _run(self, bundle: Bundle, options: AnyValue | None) -> process.Finished:
+        done: process.Finished | None = None
+        if not self._legacy:
+            message = bootstrap.params(self._daemon, bundle.namespace, bundle.id, options)
+            done = await self._start(bundle, message.SerializeToString())
+        if done is None or done.status:
+            # A shim older than BootstrapParams fails on them; all read the older form.
+            done = await self._start(bundle, bootstrap.legacy_params(options))
+            self._legacy = not done.status
+        return done
 
     async def _start(self, bundle: Bundle, stdin: bytes) -> process.Finished:
         flags = bootstrap.arguments(self._daemon, bundle.namespace, bundle.id)

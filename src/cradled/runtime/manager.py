@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STATE_SECONDS = 2.0
+CLOSE_SECONDS = 2.0
 
 _RECOVER_AT_ONCE = 16
 
@@ -85,16 +86,16 @@ class TaskManager:
     async def create(self, scope: Scope, request: CreateTask) -> int:
         """Make a task of a container and return the pid of its init.
 
-        Raises AlreadyExists ``task x``, and what shim and OCI runtime say; leaves nothing then.
+        Raises AlreadyExists ``task x``, and what shim and OCI runtime say; leaves nothing then. A
+        caller that goes away meanwhile leaves nothing either: what was made is deleted.
         """
         container = await self._containers(scope, request.id)
-        key = (scope.namespace, request.id)
-        async with self._locks(key):
-            if key in self._tasks:
-                raise AlreadyExists(f"task {request.id}")
-            task = await self._assembly.make(scope, container, request)
-            self._register(task)
-        return task.pid
+        making = self._spawn(self._create(scope, container, request))
+        try:
+            return (await asyncio.shield(making)).pid
+        except asyncio.CancelledError:
+            self._spawn(self._take_back(making))
+            raise
 
     async def delete(self, scope: Scope, id: str) -> Exit:
         """Take a task apart that has ended or was never started."""
@@ -219,12 +220,17 @@ class TaskManager:
         await threads.run("fs", remove_orphans, state, root)
 
     async def aclose(self) -> None:
-        """Hang up on all shims; waits under way end in an error."""
+        """Hang up on all shims; waits under way end in an error.
+
+        What is being made or taken apart gets ``CLOSE_SECONDS`` to become whole.
+        """
         self._closing = True
-        for work in self._background:
-            work.cancel()
         if self._background:
-            await asyncio.wait(self._background)
+            _, late = await asyncio.wait(self._background, timeout=CLOSE_SECONDS)
+            for work in late:
+                work.cancel()
+            if late:
+                await asyncio.wait(late)
         await asyncio.gather(*(task.aclose() for task in self._tasks.values()))
         self._tasks.clear()
 
@@ -243,6 +249,21 @@ class TaskManager:
         self._tasks[task.key] = task
         task.ended(INIT)  # hear of the exit even if the event is lost
         task.client.on_close(lambda: self._lost(task))
+
+    async def _create(self, scope: Scope, container: Container, request: CreateTask) -> Task:
+        key = (scope.namespace, request.id)
+        async with self._locks(key):
+            if key in self._tasks:
+                raise AlreadyExists(f"task {request.id}")
+            task = await self._assembly.make(scope, container, request)
+            self._register(task)
+        return task
+
+    async def _take_back(self, making: asyncio.Task[Task]) -> None:
+        try:
+            await self._delete(await making)
+        except errors.Error as error:
+            log.info("a task that was not waited for: %s", error)
 
     async def _delete(self, task: Task) -> Exit:
         async with self._locks(task.key):

@@ -61,7 +61,7 @@ async def gather(bundle: Bundle) -> Facts:
         return facts
     process: Process | None = None
     try:
-        await client.connected(bundle.id, timeout=LOAD_SECONDS)
+        await client.pids_of(bundle.id, timeout=LOAD_SECONDS)
         process = await client.state(bundle.id, "", timeout=LOAD_SECONDS)
     except errors.NotFound:
         pass

@@ -1,7 +1,7 @@
 """Async. The Task service of one shim, in the daemon's own terms.
 
 Version 3 of the service is spoken, and version 2, whose messages are the same, to shims that know
-no other: ``create`` and ``connected`` find that out. A shim that is gone raises ``ConnectionLost``.
+no other: ``create`` and ``pids_of`` find that out. A shim that is gone raises ``ConnectionLost``.
 """
 
 from __future__ import annotations
@@ -73,16 +73,17 @@ class ShimClient:
         )
         return int((await self._first_call("Create", request)).pid)
 
-    async def connected(self, id: str, *, timeout: float | None = None) -> int:
-        """The pid of a container's init; 0 when the shim has none of that id."""
+    async def pids_of(self, id: str, *, timeout: float | None = None) -> tuple[int, int]:
+        """The pids of the shim and of a container's init, which is 0 when it has none so called."""
         response = await self._first_call("Connect", pb.ConnectRequest(id=id), timeout=timeout)
-        return int(response.task_pid)
+        return response.shim_pid, response.task_pid
 
     async def start(self, id: str, exec_id: str) -> int:
         return int((await self._call("Start", pb.StartRequest(id=id, exec_id=exec_id))).pid)
 
-    async def delete(self, id: str, exec_id: str) -> Exit:
-        response = await self._call("Delete", pb.DeleteRequest(id=id, exec_id=exec_id))
+    async def delete(self, id: str, exec_id: str, *, timeout: float | None = None) -> Exit:
+        request = pb.DeleteRequest(id=id, exec_id=exec_id)
+        response = await self._call("Delete", request, timeout=timeout)
         return Exit(response.pid, response.exit_status, nanoseconds(response.exited_at))
 
     async def wait(self, id: str, exec_id: str) -> tuple[int, int]:
