@@ -9,7 +9,6 @@ import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    Callable,
     Generator,
     Iterable,
     Mapping,
@@ -27,11 +26,11 @@ from cradled.client.session import Session
 from cradled.core.content import ContentInfo
 from cradled.core.images import Image
 from cradled.core.snapshots import Snapshotter
+from cradled.core.transfer import ExtraReference, ImageDestination, Progress, Tell, Unpack
 from cradled.core.values import Descriptor, Labels
 from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from cradled.oci import image as oci
 from cradled.oci import platforms
-from cradled.proxies.transfer import Progress, Unpack
 
 _CHUNK = 1 << 20
 _KEPT = 64
@@ -80,7 +79,7 @@ class Images:
         *,
         name: str = "",
         unpack: bool = True,
-        tell: Callable[[Progress], None] | None = None,
+        tell: Tell | None = None,
     ) -> Sequence[Image]:
         """Store the images of an archive: a path, an open file, or the bytes in pieces.
 
@@ -96,12 +95,15 @@ class Images:
             if tell is not None:
                 tell(progress)
 
-        wanted = _unpack_here(self._session.snapshotter) if unpack else None
+        here = Unpack(str(platforms.default()), self._session.snapshotter)
         prefix = time.strftime("import-%Y-%m-%d", time.gmtime())
+        image = ImageDestination(
+            name=name,
+            extra_references=(ExtraReference(prefix, is_prefix=True, allow_overwrite=True),),
+            unpacks=(here,) if unpack else (),
+        )
         async with aclosing(_chunks(source)) as chunks:
-            await self._session.transfer.import_archive(
-                chunks, prefix=prefix, unpack=wanted, name=name, tell=listen
-            )
+            await self._session.transfer.import_archive(chunks, image, listen)
         return [await self._session.images.get(known) for known in saved]
 
     async def pack(
@@ -110,7 +112,7 @@ class Images:
         name: str,
         *,
         config: Mapping[str, Any] | None = None,
-        tell: Callable[[Progress], None] | None = None,
+        tell: Tell | None = None,
     ) -> Image:
         """Make an image of one layer from a directory and store it under ``name``.
 
@@ -223,11 +225,6 @@ async def _exists(snapshots: Snapshotter, name: str) -> bool:
     except NotFound:
         return False
     return True
-
-
-def _unpack_here(snapshotter: str) -> Unpack:
-    host = platforms.default()
-    return Unpack(snapshotter, host.os, host.architecture, host.variant)
 
 
 async def _chunks(source: Source) -> AsyncGenerator[bytes, None]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from cradled.api import streaming_pb2 as pb
-from cradled.api import transfer_types_pb2 as types_pb
 from cradled.api.wellknown_pb2 import Any
+from cradled.convert import transfer as convert
 from cradled.core.scope import Scope
+from cradled.core.transfer import Tell
 from cradled.errors import Error
 from cradled.proxies.scope import metadata
 from cradled.rpc.stub import ClientStream, Stub, Transport
@@ -23,7 +24,6 @@ CHUNK = 1 << 20
 """Most bytes in one message, where the window allows as much."""
 
 _INIT = pb.StreamInit.DESCRIPTOR.full_name
-_DATA = types_pb.Data.DESCRIPTOR.full_name
 
 
 class ProxyStreams:
@@ -51,7 +51,7 @@ async def send_bytes(stream: ClientStream, source: AsyncIterator[bytes]) -> None
     call that the stream belongs to.
     """
     window = _Window(stream)
-    reader = asyncio.ensure_future(window.follow())
+    following = asyncio.ensure_future(window.follow())
     try:
         async for data in source:
             view = memoryview(data)
@@ -59,22 +59,23 @@ async def send_bytes(stream: ClientStream, source: AsyncIterator[bytes]) -> None
                 granted = await window.take(min(len(view), CHUNK))
                 if not granted:
                     return
-                message = types_pb.Data(data=bytes(view[:granted])).SerializeToString()
-                view = view[granted:]
                 with suppress(Error):
-                    await stream.send(Any(type_url=_DATA, value=message))
+                    await stream.send(convert.data_to_any(bytes(view[:granted])))
+                view = view[granted:]
         with suppress(Error):
             await stream.done()
     finally:
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
-async def receive_progress(stream: ClientStream, tell: Callable[[types_pb.Progress], None]) -> None:
-    """Pass on every progress message until the server ends the stream."""
+async def receive_progress(stream: ClientStream, tell: Tell) -> None:
+    """Pass on every step until the server ends the stream."""
     with suppress(Error):
         async for message in stream:
-            tell(types_pb.Progress.FromString(message.value))
+            step = convert.progress_from_any(message)
+            if step is not None:
+                tell(step)
 
 
 class _Window:
@@ -89,7 +90,7 @@ class _Window:
     async def follow(self) -> None:
         with suppress(Error):
             async for message in self._stream:
-                self._bytes += types_pb.WindowUpdate.FromString(message.value).update
+                self._bytes += convert.window_from_any(message)
                 self._changed.set()
         self._ended = True
         self._changed.set()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 from cradled.api import transfer_pb2 as pb
 from cradled.api import transfer_types_pb2 as types_pb
-from cradled.api.types_pb2 import Platform
 from cradled.api.wellknown_pb2 import Any
+from cradled.convert import transfer as convert
 from cradled.core.scope import Scope
+from cradled.core.transfer import ImageDestination, Tell
 from cradled.proxies import streaming
 from cradled.proxies.scope import metadata
 from cradled.proxies.streaming import ProxyStreams
@@ -21,58 +21,23 @@ from cradled.rpc.stub import Stub, Transport
 _LAST_PROGRESS = 5.0  # seconds for progress still on its way when the transfer is done
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One step of a transfer; ``done`` and ``total`` are bytes, 0 when they mean nothing."""
-
-    event: str
-    name: str = ""
-    parents: Sequence[str] = ()
-    done: int = 0
-    total: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Unpack:
-    """What is unpacked on the way: images for this platform, into this snapshotter."""
-
-    snapshotter: str
-    os: str
-    architecture: str
-    variant: str = ""
-
-
 class ProxyTransfer:
     def __init__(self, transport: Transport, scope: Scope) -> None:
         self._stub = Stub(transport, pb.Transfer, metadata(scope))
         self._streams = ProxyStreams(transport, scope)
 
     async def import_archive(
-        self,
-        archive: AsyncIterator[bytes],
-        /,
-        *,
-        prefix: str,
-        unpack: Unpack | None = None,
-        name: str = "",
-        tell: Callable[[Progress], None] | None = None,
+        self, archive: AsyncIterator[bytes], image: ImageDestination, /, tell: Tell | None = None
     ) -> None:
         """Store the images of a tar archive (OCI layout or Docker's), compressed or not.
 
-        Images are called what the archive calls them; where that is only a tag, ``prefix`` is put
-        before it. ``name`` names what the archive gives no name. Raises InvalidArgument for what
-        is no archive of images, NotFound when an image has no name.
+        Raises InvalidArgument for what is no archive of images, NotFound when an image has no
+        name, and what reading the archive raises.
         """
-        destination = types_pb.ImageStore(
-            name=name,
-            extra_references=[
-                types_pb.ImageReference(name=prefix, is_prefix=True, allow_overwrite=True)
-            ],
-            unpacks=[_unpack_to_proto(unpack)] if unpack else (),
-        )
+        destination = convert.destination_to_proto(image)
         async with AsyncExitStack() as stack:
-            stream_name, stream = await stack.enter_async_context(self._streams.open("import"))
-            source = types_pb.ImageImportStream(stream=stream_name)
+            name, stream = await stack.enter_async_context(self._streams.open("import"))
+            source = types_pb.ImageImportStream(stream=name)
             feed = asyncio.ensure_future(streaming.send_bytes(stream, archive))
             stack.push_async_callback(_end, feed)
             transfer = asyncio.ensure_future(self._transfer(source, destination, tell))
@@ -82,17 +47,14 @@ class ProxyTransfer:
                 feed.result()  # the caller's own error, if reading the archive failed
             await transfer
 
-    async def _transfer(
-        self, source: Message, destination: Message, tell: Callable[[Progress], None] | None
-    ) -> None:
+    async def _transfer(self, source: Message, destination: Message, tell: Tell | None) -> None:
         request = pb.TransferRequest(source=_any(source), destination=_any(destination))
         if tell is None:
             await self._stub.transfer(request)
             return
         async with self._streams.open("progress") as (name, stream):
             request.options.progress_stream = name
-            follow = streaming.receive_progress(stream, lambda p: tell(_progress(p)))
-            watch = asyncio.ensure_future(follow)
+            watch = asyncio.ensure_future(streaming.receive_progress(stream, tell))
             try:
                 await self._stub.transfer(request)
                 await asyncio.wait((watch,), timeout=_LAST_PROGRESS)
@@ -109,13 +71,3 @@ async def _end(task: asyncio.Future[None]) -> None:
 
 def _any(message: Message) -> Any:
     return Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
-
-
-def _unpack_to_proto(unpack: Unpack) -> types_pb.UnpackConfiguration:
-    platform = Platform(os=unpack.os, architecture=unpack.architecture, variant=unpack.variant)
-    return types_pb.UnpackConfiguration(platform=platform, snapshotter=unpack.snapshotter)
-
-
-def _progress(message: types_pb.Progress) -> Progress:
-    parents = tuple(message.parents)
-    return Progress(message.event, message.name, parents, message.progress, message.total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,8 @@ from cradled.cli.app import App, Command
 from cradled.cli.commands.run import variables
 from cradled.client import Client
 from cradled.core.images import Image
+from cradled.core.transfer import Progress, Tell
 from cradled.errors import Error
-from cradled.proxies.transfer import Progress
 
 _DIGEST_SHOWN = 19  # with "sha256:" in front
 
@@ -151,7 +151,7 @@ def _print_images(app: App, found: Sequence[Image]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None] | None]:
+def _progress() -> Iterator[Tell | None]:
     """Bars for what is under way, on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
