@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import base64
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cradled.api import events_pb2, images_pb2
 from cradled.api import events_service_pb2 as pb
+from cradled.api.wellknown_pb2 import Timestamp
 from cradled.convert import events as convert
-from cradled.convert.values import any_to_proto
+from cradled.convert.values import any_to_proto, nanoseconds
 from cradled.core.events import Envelope
 from cradled.core.scope import Scope
 from cradled.core.values import AnyValue
@@ -34,17 +36,27 @@ class ProxyEvents:
 def fields(event: AnyValue) -> dict[str, Any]:
     """An event as plain values by proto field name; empty for one of an unknown type.
 
-    64-bit numbers and times are text, as in protobuf's own JSON.
+    Only fields that are set. Times are nanoseconds since the epoch, bytes base64 text.
     """
-    from google.protobuf import json_format  # heavy, and wanted by few
-
-    name = event.type_url.rpartition("/")[2].rpartition(".")[2]
+    full_name = event.type_url.rpartition("/")[2]
     for module in _MODULES:
-        message_class = getattr(module, name, None)
-        if (
-            message_class is not None
-            and message_class.DESCRIPTOR.full_name == (event.type_url.rpartition("/")[2])
-        ):
-            message = message_class.FromString(event.value)
-            return json_format.MessageToDict(message, preserving_proto_field_name=True)
+        message_class = getattr(module, full_name.rpartition(".")[2], None)
+        if message_class is not None and message_class.DESCRIPTOR.full_name == full_name:
+            plain: dict[str, Any] = _plain(message_class.FromString(event.value))
+            return plain
     return {}
+
+
+def _plain(value: Any) -> Any:
+    """A field's value, or a message with all its set fields, as JSON could hold it."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Timestamp):
+        return nanoseconds(value)
+    if hasattr(value, "ListFields"):
+        return {field.name: _plain(inner) for field, inner in value.ListFields()}
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value

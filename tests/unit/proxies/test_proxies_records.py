@@ -131,7 +131,8 @@ async def test_events(transport: Transport) -> None:
     created = await _next_of(stream, "/containers/create")
     told = fields(created.event)
     assert (told["id"], told["image"]) == ("one", "image")
-    assert told["runtime"]["name"] == "io.containerd.runc.v2"
+    options = {"type_url": "options", "value": "bw=="}
+    assert told["runtime"] == {"name": "io.containerd.runc.v2", "options": options}
     await stream.aclose()  # type: ignore[attr-defined]
 
 
@@ -140,6 +141,17 @@ async def _next_of(stream: Any, topic: str) -> Envelope:
         if envelope.topic == topic:
             return envelope  # type: ignore[no-any-return]
     raise AssertionError("the stream ended")
+
+
+def test_fields_of_a_task_event() -> None:
+    from cradled.api.events_pb2 import TaskCreate, TaskExit
+
+    message = TaskExit(container_id="c", exit_status=3, exited_at=timestamp(10**18 + 1))
+    event = AnyValue("containerd.events.TaskExit", message.SerializeToString())
+    assert fields(event) == {"container_id": "c", "exit_status": 3, "exited_at": 10**18 + 1}
+    create = TaskCreate(container_id="c", rootfs=[{"type": "bind", "options": ["ro"]}])  # type: ignore[list-item]
+    event = AnyValue("containerd.events.TaskCreate", create.SerializeToString())
+    assert fields(event)["rootfs"] == [{"type": "bind", "options": ["ro"]}]
 
 
 def test_fields_of_an_image_event() -> None:
