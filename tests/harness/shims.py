@@ -137,26 +137,28 @@ class Ear:
 
     def _serve(self, client: socket.socket) -> None:
         connection = Connection(SERVER)
-        with client:
+        with client, suppress(OSError):  # closed under us by close()
             while data := client.recv(65536):
+                heard = []
                 for event in connection.receive_data(data):
                     assert isinstance(event, RequestReceived)
-                    self._answer(connection, event)
+                    heard += self._answer(connection, event)
                 client.sendall(connection.data_to_send())
+                with self._changed:
+                    self.heard += heard
+                    self._changed.notify_all()
 
-    def _answer(self, connection: Connection, request: RequestReceived) -> None:
+    def _answer(self, connection: Connection, request: RequestReceived) -> list[tuple[str, Any]]:
         assert request.service == "containerd.services.events.ttrpc.v1.Events"
         if self.refuse:
             self.refuse -= 1
             connection.send_response(request.stream_id, code=14, message="not now")
-            return
+            return []
         envelope = events_ttrpc_pb2.ForwardRequest.FromString(request.payload).envelope
         kind = getattr(events_pb2, envelope.event.type_url.rpartition(".")[2])
-        with self._changed:
-            self.namespaces.add(envelope.namespace)
-            self.heard.append((envelope.topic, kind.FromString(envelope.event.value)))
-            self._changed.notify_all()
+        self.namespaces.add(envelope.namespace)
         connection.send_response(request.stream_id)
+        return [(envelope.topic, kind.FromString(envelope.event.value))]
 
     def topics(self) -> list[str]:
         return [topic.removeprefix("/tasks/") for topic, _ in self.heard]
@@ -426,17 +428,17 @@ class Fifos:
 
     def read(self, name: str = "stdout", until: bytes | None = None) -> bytes:
         """What comes out, to the end or until it holds ``until``."""
-        data, fd = b"", self.fds[name]
+        data, fd = bytearray(), self.fds[name]
         deadline = time.monotonic() + PATIENCE
         while until is None or until not in data:
             ready = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]
             if not ready:
-                raise AssertionError(f"{name} has not ended after {data[-200:]!r}")
+                raise AssertionError(f"{name} has not ended after {bytes(data[-200:])!r}")
             chunk = os.read(fd, 65536)
             if not chunk:
-                return data
+                break
             data += chunk
-        return data
+        return bytes(data)
 
     def close(self, *names: str) -> None:
         for name in names or list(self.fds):
@@ -460,3 +462,11 @@ def eventually(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.005)
     return value
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process runs no more; it may still wait for whoever adopted it to reap it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

@@ -200,7 +200,7 @@ def test_runtime_errors(shim: Shim) -> None:
     assert text.endswith('fork/exec "/no/runc": no such file or directory')
     _, text = refusal_of_create(shim, "false", options=options(binary_name="false"))
     assert text == "OCI runtime create failed: false did not terminate successfully: exit status 1"
-    with pytest.raises(Status, match="options of type other.Options"):
+    with pytest.raises(Status, match=r"options of type other\.Options"):
         shim.create("other", options={"type_url": "other.Options"})
 
 
@@ -214,7 +214,7 @@ def refusal_of_create(shim: Shim, id: str, *args: str, **fields: object) -> tupl
 def test_exec_errors(shim: Shim) -> None:
     shim.create("xerr", "/bin/sleep", "1000")
     shim.call("Start", id="xerr")
-    with pytest.raises(Status, match="^OCI runtime exec failed: .*no such file") as caught:
+    with pytest.raises(Status, match=r"^OCI runtime exec failed: .*no such file") as caught:
         shim.exec("xerr", "x", "/bin/nothing")
     assert caught.value.code == UNKNOWN
     assert shim.wait("xerr", "x") == 0
@@ -375,7 +375,7 @@ def test_rootfs_is_mounted_and_unmounted(shim: Shim, tmp_path: Path) -> None:
         shim.create("mnt2", rootfs=mounts)
     assert not os.path.ismount(bundle / "rootfs")
     mounts[0]["options"] = ["lowerdir=/no/such/layer"]
-    with pytest.raises(Status, match="failed to mount rootfs component: .*no such file"):
+    with pytest.raises(Status, match=r"failed to mount rootfs component: .*no such file"):
         shim.create("mnt2", rootfs=mounts)
 
 

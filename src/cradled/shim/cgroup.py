@@ -273,9 +273,9 @@ def _hugepages(directory: str, suffix: str) -> Iterator[tuple[str, str]]:
 
 
 def _filled(message: M, values: dict[str, int]) -> M:
-    """Set the fields that have a value of their name."""
-    for name, _, _ in message.FIELDS.values():
-        if name in values:
+    """Set the numbers that have a value of their name."""
+    for name, _, inner in message.FIELDS.values():
+        if name in values and inner is None:
             setattr(message, name, values[name])
     return message
 

@@ -1,0 +1,203 @@
+"""The shim as a program: every form of the start contract, groups, delete, -info."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.shims import SOURCE, Channel, Shim, eventually, has_ended, options, running
+
+from cradled.api import runc_options_pb2, task_v3_pb2, types_pb2, wellknown_pb2
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
+    with running(tmp_path_factory.mktemp("shim"), forked=False) as shim:
+        yield shim
+
+
+def test_socket_and_process(shim: Shim) -> None:
+    key = f"{shim.grpc}/{shim.mark}/first"
+    assert shim.path == f"{shim.directory}/s/{hashlib.sha256(key.encode()).hexdigest()}"
+    assert os.stat(shim.path).st_mode & 0o777 == 0o600
+    assert os.stat(os.path.dirname(shim.path)).st_mode & 0o777 == 0o700
+    assert os.getsid(shim.pid) == shim.pid
+    assert os.readlink(f"/proc/{shim.pid}/cwd") == str(shim.bundles / "first")
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert int(Path(f"/proc/{shim.pid}/oom_score_adj").read_text()) == min(own + 1, 1000)
+    assert os.readlink(f"/proc/{shim.pid}/fd/2") == str(shim.bundles / "first" / "log")
+
+
+@pytest.mark.parametrize("stdin", [b"", options(binary_name="runc").SerializeToString()],
+                         ids=["nothing", "options"])  # fmt: skip
+def test_older_daemons_hear_an_address(shim: Shim, stdin: bytes) -> None:
+    bundle = shim.bundle("older", annotations={"io.containerd.runc.v2.group": "older-group"})
+    done = shim.program("-debug", "-bundle", str(bundle), "start", bundle=bundle, stdin=stdin)
+    assert done.stderr == b""
+    key = hashlib.sha256(f"{shim.grpc}/{shim.mark}/older-group".encode()).hexdigest()
+    assert done.stdout == f"unix:///run/containerd/s/{key}".encode()
+    assert (bundle / "address").read_bytes() == done.stdout
+    channel = Channel(done.stdout.decode().removeprefix("unix://"), "containerd.task.v2.Task")
+    _shut_down(channel)
+
+
+@pytest.mark.parametrize("annotation", ["io.containerd.runc.v2.group",
+                                        "io.kubernetes.cri.sandbox-id"])  # fmt: skip
+def test_a_group_shares_a_shim(shim: Shim, annotation: str) -> None:
+    first = shim.bundle("a", annotations={annotation: "pod"})
+    second = shim.bundle("b", annotations={annotation: "pod"})
+    address = shim.start_program(first)
+    assert shim.start_program(second) == address != f"unix://{shim.path}"
+    shim.channel.close()
+    outer, shim.channel = shim.pid, Channel(address.removeprefix("unix://"))
+    try:
+        shim.create("a", "/bin/sleep", "1000")
+        shim.create("b", "/bin/sleep", "1000")
+        inner = shim.connect("a").shim_pid
+        assert inner == shim.connect("b").shim_pid != outer
+        shim.call("Delete", id="a")
+        shim.call("Shutdown", id="a")
+        assert shim.state("b").pid
+        shim.call("Delete", id="b")
+        shim.call("Shutdown", id="b")
+        eventually(lambda: has_ended(inner))
+    finally:
+        shim.channel.close()
+        shim.channel = Channel(shim.path)
+
+
+def test_a_stale_socket_is_replaced(shim: Shim) -> None:
+    os.kill(shim.pid, signal.SIGKILL)
+    eventually(lambda: has_ended(shim.pid))
+    path, pid = shim.path, shim.pid
+    _start_again(shim)
+    assert shim.path == path
+    assert shim.pid != pid
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_delete_after_the_shim_was_killed(shim: Shim, seen: bool) -> None:
+    """The end that the shim saw is told; of one that it did not see, 137."""
+    bundle = shim.bundle("dead", "/bin/sh", "-c", "exit 5" if seen else "sleep 1000")
+    lower = shim.directory / "lower"
+    os.rename(bundle / "rootfs", lower)
+    (bundle / "rootfs").mkdir()
+    bind = {"type": "bind", "source": str(lower), "options": ["rbind", "rw"]}
+    pid = shim.create("dead", rootfs=[bind], options=options(root=f"{shim.directory}/root"))
+    shim.call("Start", id="dead")
+    if seen:
+        assert shim.wait("dead") == 5
+    os.kill(shim.pid, signal.SIGKILL)
+    eventually(lambda: has_ended(shim.pid))
+    done = shim.program("-bundle", str(bundle), "delete", bundle=bundle)
+    response = task_v3_pb2.DeleteResponse.FromString(done.stdout)
+    assert (response.pid, response.exit_status) == (pid, 5 if seen else 137)
+    assert response.exited_at.seconds > 1_600_000_000
+    eventually(lambda: has_ended(pid))
+    assert not os.path.ismount(bundle / "rootfs")
+    assert not os.listdir(f"{shim.directory}/root/{shim.mark}")
+    again = shim.program("-bundle", str(bundle), "delete", bundle=bundle)
+    assert again.returncode == 0
+    _start_again(shim)
+
+
+def _start_again(shim: Shim) -> None:
+    shim.start_program(shim.bundles / "first")
+    shim.channel.close()
+    shim.channel = Channel(shim.path)
+    shim.pid = shim.connect().shim_pid
+
+
+def test_shim_cgroup(shim: Shim) -> None:
+    groups = list(_make_groups(f"{shim.mark}-shim"))
+    bundle = shim.bundle("grouped")
+    given = options(shim_cgroup=f"/{shim.mark}-shim").SerializeToString()
+    address = shim.program("start", bundle=bundle, stdin=given).stdout.decode()
+    channel = Channel(address.removeprefix("unix://"))
+    pid = _connect(channel)
+    assert groups
+    assert all((group / "cgroup.procs").read_text() == f"{pid}\n" for group in groups)
+    _shut_down(channel)
+    for group in groups:
+        group.rmdir()
+
+
+def _connect(channel: Channel) -> int:
+    request, response = task_v3_pb2.ConnectRequest(), task_v3_pb2.ConnectResponse
+    return channel.call("Connect", request, response).shim_pid  # type: ignore[no-any-return]
+
+
+def _shut_down(channel: Channel) -> None:
+    pid = _connect(channel)
+    channel.call("Shutdown", task_v3_pb2.ShutdownRequest(), wellknown_pb2.Empty)
+    channel.close()
+    eventually(lambda: has_ended(pid))
+
+
+def _make_groups(name: str) -> Iterator[Path]:
+    root = Path("/sys/fs/cgroup")
+    unified = (root / "cgroup.controllers").exists()
+    for parent in [root] if unified else [root / "pids", root / "cpu"]:
+        (parent / name).mkdir()
+        yield parent / name
+
+
+def test_info(shim: Shim) -> None:
+    bundle = shim.bundles / "first"
+    given = options(binary_name="runc")
+    info = types_pb2.RuntimeInfo.FromString(
+        shim.program("-info", bundle=bundle, stdin=given.SerializeToString()).stdout
+    )
+    assert info.name == "io.containerd.cradled.v2"
+    assert runc_options_pb2.Options.FromString(info.options.value).binary_name == "runc"
+    assert info.features.type_url == (
+        "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+    )
+    assert "pid" in json.loads(info.features.value)["linux"]["namespaces"]
+
+
+def test_wrong_use_says_so(shim: Shim) -> None:
+    bundle = shim.bundles / "first"
+    for words, text in (
+        (["-nonsense", "start"], "flag provided but not defined: -nonsense"),
+        (["explode"], "unknown action explode"),
+    ):
+        done = shim.program(*words, bundle=bundle, check=False)
+        assert done.returncode == 1
+        assert text in done.stderr.decode()
+
+
+def test_modules_of_a_serving_shim(shim: Shim) -> None:
+    """A running shim holds nothing that is not on the list (of a bare ``python -I -S``)."""
+    code = f"""
+import sys
+sys.path.insert(0, {SOURCE!r})
+bare = set(sys.modules)
+import cradled.shim.__main__, cradled.shim.supervise
+cradled.shim.supervise.libc.load()
+print(*sorted(set(sys.modules) - bare))
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, check=True, text=True
+    )
+    loaded = set(done.stdout.split())
+    own = {name for name in loaded if name.startswith("cradled")}
+    assert loaded - own <= STANDARD
+    rooms = {".".join(name.split(".")[:2]) for name in own}
+    assert rooms == {"cradled", "cradled.errors", "cradled.linux", "cradled.shim", "cradled.ttrpc"}
+
+
+STANDARD = {
+    "__future__", "_collections_abc", "_ctypes", "_socket", "_stat", "_struct", "ctypes",
+    "ctypes._endian", "errno", "faulthandler", "fcntl", "genericpath", "os", "os.path",
+    "posixpath", "select", "stat", "struct", "termios", "types",
+}  # fmt: skip
