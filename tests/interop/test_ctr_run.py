@@ -118,7 +118,9 @@ def test_a_plain_directory_as_root(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_no_signal_is_ignored_inside(daemon: Daemon) -> None:
     out = daemon.ctr("run", "--rm", IMAGE, "c1", "grep", "SigIgn", "/proc/self/status")
-    assert int(out.split()[1], 16) == 0
+    # Signals 32 and 33 are the C library's own: its posix_spawn leaves them ignored in the child,
+    # and programs that use them (thread cancellation) install handlers.
+    assert int(out.split()[1], 16) & ~(3 << 31) == 0
 
 
 def test_a_missing_program_is_told(daemon: Daemon) -> None:
