@@ -6,9 +6,11 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from cradled.aio import threads
 from cradled.core.content import Reader
+from cradled.core.diff import Apart
 from cradled.core.mount import Mount
 from cradled.core.values import AnyValue, Descriptor
 from cradled.differs import mediatypes
@@ -19,7 +21,8 @@ _COPY = 1 << 20
 
 
 class WalkingApplier:
-    """Unpacks tar layers, plain or compressed with gzip or zstd. Implements core.diff.Applier."""
+    """Unpacks tar layers, plain or compressed with gzip or zstd. Implements
+    core.diff.ApartApplier."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -45,13 +48,34 @@ class WalkingApplier:
             "sniff": mediatypes.is_compressed(layer.media_type),
             "sync": sync_fs,
         }
+        done = await self._run("apply", params, blob)
+        return Descriptor(mediatypes.LAYER, done["digest"], done["size"])
+
+    async def apply_apart(self, layer: Descriptor, blob: Reader, upper: str, /) -> Apart:
+        """Unpack into an overlay's upper directory while the layers below are not there yet.
+
+        Raises as ``apply``.
+        """
+        params = {"upper": upper, "sniff": mediatypes.is_compressed(layer.media_type)}
+        done = await self._run("apply_apart", params, blob)
+        applied = Descriptor(mediatypes.LAYER, done["digest"], done["size"])
+        return Apart(applied, tuple(done["implied"]), done["needs_lowers"])
+
+    async def settle(self, apart: Apart, upper: str, lowers: Sequence[str], /) -> bool:
+        """Finish what ``apply_apart`` left open; false when the layer has to be applied again."""
+        if apart.needs_lowers or not apart.implied:
+            return not apart.needs_lowers
+        params = {"upper": upper, "lowers": list(lowers), "implied": list(apart.implied)}
+        settled: bool = await self._pool.run("settle", params)
+        return settled
+
+    async def _run(self, job: str, params: dict[str, Any], blob: Reader) -> Any:
         with ExitStack() as stack:
             fd = blob.fileno()
             if fd < 0:
                 fd = stack.enter_context(tempfile.TemporaryFile(buffering=0)).fileno()
                 await _copy(blob, fd)
-            done = await self._pool.run("apply", params, [fd])
-        return Descriptor(mediatypes.LAYER, done["digest"], done["size"])
+            return await self._pool.run(job, params, [fd])
 
 
 async def _copy(blob: Reader, fd: int) -> None:

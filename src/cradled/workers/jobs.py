@@ -6,11 +6,12 @@ A failure comes back as ``{"error": [class, text]}``, the class one of ``cradled
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
 from cradled import errors
+from cradled.archive.apart import ApartUnpacker, settle
 from cradled.archive.apply import Applied, Unpacker, apply
 from cradled.archive.decompress import LayerStream, positional
 from cradled.archive.errors import ArchiveError
@@ -22,6 +23,8 @@ from cradled.linux.tree import empty_directory, remove_tree, usage
 Params = dict[str, Any]
 MountWords = tuple[str, str, Sequence[str], str]
 """Type, source, options, target below the root."""
+
+_MOST_IMPLIED = 32 << 10  # bytes of paths; a reply has to fit into one packet
 
 
 def run(job: str, params: Params, fds: Sequence[int], mountpoint: str) -> dict[str, Any]:
@@ -73,9 +76,13 @@ class Layer:
         self._sniff = sniff
         self.devices = not in_user_namespace()
 
+    def stream(self) -> LayerStream:
+        """Its uncompressed bytes, from the start."""
+        return LayerStream(positional(self._fd), sniff=self._sniff)
+
     def apply(self, unpacker: Unpacker, sync: str | bool = False) -> Applied:
         """Apply; ``sync`` names a path of the file system that is made durable then."""
-        with closing(unpacker), LayerStream(positional(self._fd), sniff=self._sniff) as stream:
+        with closing(unpacker), self.stream() as stream:
             applied = apply(stream, unpacker)
         if isinstance(sync, str):
             sync_filesystem(sync)
@@ -114,12 +121,7 @@ def _apply_to_upper(
     try:
         return layer.apply(rules, sync and upper)
     except LowersNeeded:
-        parent, name = os.path.split(upper)
-        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            empty_directory(fd, name)
-        finally:
-            os.close(fd)
+        _empty(upper)
     return _apply_mounted(layer, plans, mountpoint, sync)
 
 
@@ -131,6 +133,51 @@ def _apply_mounted(
         return layer.apply(Unpacker(mountpoint, devices=layer.devices), sync and mountpoint)
     finally:
         mount.unmount_below(mountpoint, detach=True)
+
+
+def _empty(directory: str) -> None:
+    parent, name = os.path.split(directory)
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        empty_directory(fd, name)
+    finally:
+        os.close(fd)
+
+
+def _apply_apart(params: Params, fds: Sequence[int], _mountpoint: str) -> dict[str, Any]:
+    """Apply the layer behind ``fds[0]`` to the empty directory ``upper``, knowing no lower one."""
+    upper = params["upper"]
+    layer = Layer(fds[0], params["sniff"])
+    unpacker = ApartUnpacker(upper, devices=layer.devices)
+    with closing(unpacker), layer.stream() as stream:
+        try:
+            apply(stream, unpacker)
+            implied = unpacker.open
+            needs_lowers = sum(map(len, implied)) > _MOST_IMPLIED
+        except LowersNeeded:
+            stream.drain()  # what the whole layer is, is told all the same
+            implied, needs_lowers = [], True
+    if needs_lowers:
+        _empty(upper)
+        implied = []
+    return {
+        "digest": stream.digest,
+        "size": stream.size,
+        "implied": implied,
+        "needs_lowers": needs_lowers,
+    }
+
+
+def _settle(params: Params, _fds: Sequence[int], _mountpoint: str) -> bool:
+    """Settle ``implied`` directories of ``upper`` by ``lowers``; false, and it is empty, if that
+    cannot be."""
+    upper = params["upper"]
+    try:
+        settle(upper, params["lowers"], params["implied"])
+    except LowersNeeded:
+        _empty(upper)
+        return False
+    return True
 
 
 def in_user_namespace() -> bool:
@@ -149,4 +196,10 @@ def _remove_tree(params: Params, _fds: Sequence[int], _mountpoint: str) -> None:
     remove_tree(params["path"])
 
 
-JOBS = {"apply": _apply, "usage": _usage, "remove_tree": _remove_tree}
+JOBS: dict[str, Callable[[Params, Sequence[int], str], Any]] = {
+    "apply": _apply,
+    "apply_apart": _apply_apart,
+    "settle": _settle,
+    "usage": _usage,
+    "remove_tree": _remove_tree,
+}
