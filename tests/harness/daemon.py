@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import leaks
@@ -28,8 +28,10 @@ def target() -> str:
 class Daemon:
     """One daemon in its own directory; every process of it carries the mark."""
 
-    def __init__(self, directory: Path, kind: str | None = None) -> None:
-        self.kind = kind or target()
+    def __init__(
+        self, directory: Path, kind: str | None = None, prefix: Sequence[str] = ()
+    ) -> None:
+        self.kind, self.prefix = kind or target(), prefix
         self.mark = "t" + secrets.token_hex(5)
         self.directory = directory
         self.root, self.state = directory / "root", directory / "state"
@@ -53,7 +55,8 @@ class Daemon:
 
     def start(self, *extra: str) -> None:
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([*self.command(), *extra], env=self.env, stdout=log,
+            command = [*self.prefix, *self.command(), *extra]
+            self.process = subprocess.Popen(command, env=self.env, stdout=log,
                 stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         deadline = time.monotonic() + BOOT_SECONDS
         while not self._answers():

@@ -146,7 +146,8 @@ class Node:
         async with asyncio.timeout(PATIENCE):
             while len(self.told(id)) < len(topics):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-        assert self.told(id) == list(topics)
+        told = self.told(id)
+        assert told == list(topics)
         return [event for _, event in self._task_events() if event.container_id == id]
 
     def bundle(self, id: str) -> Path:
