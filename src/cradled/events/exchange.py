@@ -65,7 +65,7 @@ class Exchange:
             if not group.members:
                 del self._groups[key]
             elif group.filter.match(record.field):
-                for subscription in group.members:
+                for subscription in list(group.members):
                     subscription.put(record)
 
 

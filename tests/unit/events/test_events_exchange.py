@@ -1,0 +1,212 @@
+"""The exchange: who gets what, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+
+import pytest
+
+from cradled.api.types_pb2 import Envelope as EnvelopeMessage
+from cradled.convert import events as convert
+from cradled.core.events import Envelope
+from cradled.core.values import AnyValue
+from cradled.errors import InvalidArgument, ResourceExhausted
+from cradled.events import exchange as exchanges
+from cradled.events import topics
+from cradled.events.exchange import Exchange, Subscription
+from cradled.events.journal import Journal
+
+
+def envelope(
+    number: int = 1, namespace: str = "ns", topic: str = "/t", event: AnyValue | None = None
+) -> Envelope:
+    return Envelope(number, namespace, topic, event or AnyValue("x", b"\x01"))
+
+
+def about(event: topics.Event, namespace: str = "ns") -> Envelope:
+    return envelope(1, namespace, *event)
+
+
+def waiting(subscription: Subscription) -> list[Envelope]:
+    """What a subscriber got so far."""
+    found = []
+    while True:
+        step = subscription.__anext__()
+        try:
+            step.send(None)
+        except StopIteration as end:
+            found.append(end.value)
+        else:
+            step.close()
+            return found
+
+
+async def test_everybody_gets_everything_in_order() -> None:
+    exchange = Exchange()
+    exchange.publish([envelope(0)])
+    subscriptions = [exchange.subscribe() for _ in range(3)]
+    sent = [envelope(number) for number in range(1, 6)]
+    exchange.publish(sent[:2])
+    exchange.publish(sent[2:])
+    for subscription in subscriptions:
+        assert waiting(subscription) == sent
+
+
+async def test_a_waiting_subscriber_is_woken() -> None:
+    exchange = Exchange()
+    subscription = exchange.subscribe()
+    task = asyncio.ensure_future(anext(subscription))
+    await asyncio.sleep(0)
+    exchange.publish([envelope(1), envelope(2)])
+    assert (await task).timestamp == 1
+    assert (await anext(subscription)).timestamp == 2
+
+
+async def test_encoded_is_the_message() -> None:
+    exchange = Exchange()
+    first, second = exchange.subscribe().encoded(), exchange.subscribe().encoded()
+    exchange.publish([envelope(1_500_000_000)])
+    data = await anext(first)
+    assert await anext(second) is data
+    assert convert.from_proto(EnvelopeMessage.FromString(data)) == envelope(1_500_000_000)
+
+
+@pytest.mark.parametrize(
+    ("expressions", "expected"),
+    [
+        ([], "abcd"),
+        (["namespace==moby,topic~=|^/tasks/|"], "b"),
+        (['topic=="/tasks/exit"'], "bc"),
+        (["event.container_id==c1"], "bc"),
+        (["event.id==e1", "event.key==k"], "cd"),
+        (["event.labels.a.b==1"], "a"),
+        (["event"], ""),
+        (["timestamp"], ""),
+        (["topic"], "abcd"),
+        (["event.pid"], ""),
+    ],
+)
+async def test_filters(expressions: list[str], expected: str) -> None:
+    exit_of = topics.Exit(7, 0, 1)
+    events = {
+        "a": about(topics.namespace_created("n", {"a.b": "1"})),
+        "b": about(topics.task_exited("c1", "c1", exit_of), "moby"),
+        "c": about(topics.task_exited("c1", "e1", exit_of)),
+        "d": about(topics.snapshot_prepared("s", "k", "p")),
+    }
+    exchange = Exchange()
+    subscription = exchange.subscribe(expressions)
+    exchange.publish(list(events.values()))
+    assert waiting(subscription) == [events[letter] for letter in expected]
+
+
+async def test_a_bad_filter() -> None:
+    with pytest.raises(InvalidArgument, match="filters: parse error"):
+        Exchange().subscribe(["topic=="])
+
+
+async def test_events_are_opened_only_for_filters_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange = Exchange()
+    opened: list[AnyValue] = []
+    real = topics.field_reader
+    monkeypatch.setattr(topics, "field_reader", lambda event: opened.append(event) or real(event))
+    kept = [exchange.subscribe(['topic=="/t"']), exchange.subscribe()]
+    exchange.publish([envelope()])
+    assert opened == []
+    kept += [exchange.subscribe(["event.id==1"]), exchange.subscribe(["event.id==2"])]
+    exchange.publish([envelope()])
+    assert len(opened) == 1
+
+
+async def test_one_that_nobody_holds_is_forgotten() -> None:
+    exchange = Exchange()
+    subscription = exchange.subscribe(['topic=="/t"'])
+    assert len(exchange._groups) == 1
+    del subscription
+    gc.collect()
+    exchange.publish([envelope()])
+    assert exchange._groups == {}
+
+
+async def test_a_closed_one_gets_nothing_more() -> None:
+    exchange = Exchange()
+    subscription = exchange.subscribe()
+    exchange.publish([envelope(1)])
+    subscription.close()
+    subscription.close()
+    exchange.publish([envelope(2)])
+    assert [each.timestamp for each in waiting(subscription)] == [1]
+
+
+async def test_a_slow_one_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "QUEUE_LIMIT", 3)
+    exchange = Exchange()
+    slow, quick = exchange.subscribe(), exchange.subscribe()
+    for number in range(1, 6):
+        exchange.publish([envelope(number)])
+        assert (await anext(quick)).timestamp == number
+    assert [(await anext(slow)).timestamp for _ in range(3)] == [1, 2, 3]
+    for _ in range(2):
+        with pytest.raises(ResourceExhausted, match="too slow"):
+            await anext(slow)
+
+
+async def test_one_that_waits_while_cut_off_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "QUEUE_LIMIT", 0)
+    exchange = Exchange()
+    task = asyncio.ensure_future(anext(exchange.subscribe()))
+    await asyncio.sleep(0)
+    exchange.publish([envelope()])
+    with pytest.raises(ResourceExhausted):
+        await task
+
+
+@pytest.mark.parametrize(
+    ("topic", "text"),
+    [
+        ("", 'envelope topic "": must not be empty'),
+        ("t", "envelope topic \"t\": must start with '/'"),
+        ("/", 'envelope topic "/": must have at least one component'),
+        (
+            "/a//b",
+            'envelope topic "/a//b": failed validation on component "":'
+            " identifier must not be empty",
+        ),
+        ("/a/b c", 'envelope topic "/a/b c": failed validation on component "b c": identifier '),
+    ],
+)
+async def test_bad_topics(topic: str, text: str) -> None:
+    exchange = Exchange()
+    subscription = exchange.subscribe()
+    for publish in (
+        lambda: exchange.publish([envelope(), envelope(topic=topic)]),
+        lambda: exchange.forward(envelope(topic=topic)),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            publish()
+        assert str(caught.value).startswith(text)
+        assert str(caught.value).endswith(": invalid argument")
+    assert waiting(subscription) == []
+
+
+async def test_forwarding() -> None:
+    exchange = Exchange()
+    subscription = exchange.subscribe()
+    exchange.forward(envelope(5, "other", "/tasks/oom"))
+    assert waiting(subscription) == [envelope(5, "other", "/tasks/oom")]
+    with pytest.raises(InvalidArgument, match="timestamp must be set on forwarded event"):
+        exchange.forward(envelope(0))
+    with pytest.raises(InvalidArgument, match="event envelope has invalid namespace: identifier"):
+        exchange.forward(envelope(namespace=""))
+
+
+async def test_task_events_go_to_the_journal(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    exchange = Exchange(journal)
+    gone = about(topics.task_exited("c", "c", topics.Exit(7, 1, 2)))
+    exchange.publish([about(topics.container_deleted("c")), gone])
+    assert [one for _, one in journal.replay()] == [gone]
+    assert journal.exits() == {("ns", "c", "c", 7)}
+    journal.close()
