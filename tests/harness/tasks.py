@@ -216,10 +216,12 @@ async def running(runtime: str) -> AsyncIterator[Node]:
         try:
             yield node
         finally:
-            for process in await node.tasks.list(node.scope):
-                await node.end(process.id)
-            await node.settled()
-            await node.stop()
+            try:
+                for process in await node.tasks.list(node.scope):
+                    await node.end(process.id)
+                await node.settled()
+            finally:
+                await node.stop()
         leaks.assert_settled(node.mark, str(directory))
     finally:
         del os.environ[leaks.MARK]

@@ -46,8 +46,6 @@ _BACKLOG = 128
 _PATH_LIMIT = 107  # of a unix socket; below a deep state directory names are cut to fit
 _SHORTEST_NAME = 16
 _VERSION = 3
-_NAME_BYTES = 12
-_MAX_SOCKET_PATH = 107
 
 
 class Launcher(Protocol):

@@ -33,8 +33,7 @@ from cradled.runtime.assembly import Assembly
 from cradled.runtime.bundle import Bundle, bundles, remove_orphans
 from cradled.runtime.launcher import Launcher, Launchers
 from cradled.runtime.recovery import Facts, Verdict, gather, judge
-from cradled.runtime.shim_client import ShimClient
-from cradled.runtime.task import INIT, ShimLog, Task
+from cradled.runtime.task import INIT, Task
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +41,8 @@ T = TypeVar("T")
 
 STATE_SECONDS = 2.0
 CLOSE_SECONDS = 2.0
+TELL_SECONDS = 20.0
+"""How long a shim may take to tell an exit that happened while the daemon was away."""
 
 _RECOVER_AT_ONCE = 16
 
@@ -78,6 +79,7 @@ class TaskManager:
         self._events = events
         self._tasks: dict[Key, Task] = {}
         self._locks: KeyedLock[Key] = KeyedLock()
+        self._told: set[Told] = set()  # exits that a shim may tell though they have been told
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -194,13 +196,11 @@ class TaskManager:
         if told is not None:
             container_id, process_id, end = told
             task = self._tasks.get((envelope.namespace, container_id))
-            if task is not None and process_id == container_id:
-                if task.exit_told:
-                    return
-                task.exit_told = True
-                task.has_exited(INIT, end)
-            elif task is not None:
-                task.has_exited(process_id, end)
+            if task is not None:
+                task.exit_told = task.exit_told or process_id == container_id
+                task.has_exited(INIT if process_id == container_id else process_id, end)
+            if (envelope.namespace, container_id, process_id, end.pid) in self._told:
+                return
         self._events.forward(envelope)
 
     async def recover(self, told: Collection[Told] = ()) -> None:
@@ -212,7 +212,7 @@ class TaskManager:
         async def one(bundle: Bundle) -> None:
             async with turn, self._locks((bundle.namespace, bundle.id)):
                 try:
-                    await self._recover(await gather(bundle), told)
+                    await self._recover(bundle, told)
                 except (errors.Error, OSError) as error:
                     log.error("task %s is left as it is: %s", bundle.id, error)
 
@@ -301,39 +301,53 @@ class TaskManager:
             events = [] if exit_told else [topics.task_exited(bundle.id, bundle.id, end)]
             self._publish(bundle, *events, topics.task_deleted(bundle.id, "", end))
 
-    async def _recover(self, facts: Facts, told: Collection[Told]) -> None:
-        bundle, verdict = facts.bundle, judge(facts)
+    async def _recover(self, bundle: Bundle, told: Collection[Told]) -> None:
+        facts = await gather(bundle)
+        verdict = judge(facts)
         log.info("task %s: %s", bundle.id, verdict.value)
-        if verdict is Verdict.DISCARD:
+        launchers = self._assembly.launchers
+        try:
+            if verdict is Verdict.KEEP:
+                self._keep(facts, launchers.of_program(facts.program), told)
+                return
+            if verdict is Verdict.DISMISS and facts.client is not None:
+                launcher = launchers.of_program(facts.program)
+                await self._assembly.dismiss(bundle, launcher, facts.client)
+            elif verdict is Verdict.REAP:
+                launcher = launchers.of_program(facts.program)
+                is_told = any(x[:3] == (bundle.namespace, bundle.id, bundle.id) for x in told)
+                await self._reap(bundle, launcher, 0, exit_told=is_told)
             await self._assembly.remove(bundle)
-            return
-        launcher = self._assembly.launchers.of_program(facts.program)
-        if facts.client is None:
-            is_told = any(x[:3] == (bundle.namespace, bundle.id, bundle.id) for x in told)
-            await self._reap(bundle, launcher, 0, exit_told=is_told)
-        elif facts.process is not None:
-            self._keep(facts, launcher, facts.client, facts.process, told)
-            return
-        else:
-            await self._assembly.dismiss(bundle, launcher, facts.client)
-        await self._assembly.remove(bundle)
+        finally:
+            if verdict is not Verdict.KEEP:
+                await facts.aclose()
 
-    def _keep(
-        self,
-        facts: Facts,
-        launcher: Launcher,
-        client: ShimClient,
-        process: Process,
-        told: Collection[Told],
-    ) -> None:
+    def _keep(self, facts: Facts, launcher: Launcher, told: Collection[Told]) -> None:
         bundle = facts.bundle
-        task = Task(bundle, launcher, client, ShimLog(bundle), sandboxed=bool(facts.sandbox))
-        task.adopt(process)
-        task.exit_told = (bundle.namespace, bundle.id, bundle.id, task.pid) in told
+        assert facts.client is not None
+        assert facts.shim_log is not None
+        assert facts.process is not None
+        sandboxed = bool(facts.sandbox)
+        task = Task(bundle, launcher, facts.client, facts.shim_log, sandboxed=sandboxed)
+        task.adopt(facts.process)
+        key = (bundle.namespace, bundle.id, bundle.id, task.pid)
+        task.exit_told = key in told
         self._register(task)
-        if task.exit is not None and not task.exit_told:
+        if task.exit is None:
+            return
+        if task.exit_told:
+            self._told.add(key)
+        else:
+            # The shim still has the exit, behind what else it has to tell, and tries again.
+            loop = asyncio.get_running_loop()
+            loop.call_later(TELL_SECONDS, self._tell_exit, task, task.exit)
+
+    def _tell_exit(self, task: Task, end: Exit) -> None:
+        """Tell an exit in place of a shim that could not, while nobody was there to hear it."""
+        if not (self._closing or task.exit_told) and self._tasks.get(task.key) is task:
             task.exit_told = True
-            self._publish(bundle, topics.task_exited(bundle.id, bundle.id, task.exit))
+            self._told.add((*task.key, task.id, end.pid))
+            self._publish(task.bundle, topics.task_exited(task.id, task.id, end))
 
     def _publish(self, bundle: Bundle, *events: tuple[str, AnyValue]) -> None:
         now = time.time_ns()

@@ -1,10 +1,12 @@
 """Async. What a daemon that comes back does with each bundle it finds.
 
-``gather`` asks the shim, if it still answers; ``judge`` (pure) decides from the facts.
+``gather`` asks the shim, if it still answers; ``judge`` (pure) decides from the facts. Shims that
+the daemon's death caught starting up may wait for a reader of their log, so that is opened first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +17,7 @@ from cradled.core.tasks import Process
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle
 from cradled.runtime.shim_client import ShimClient
+from cradled.runtime.task import INIT, ShimLog
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +35,25 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a bundle. ``client`` is open if the shim answered; ``process`` is init."""
+    """What is known of a bundle; whoever has it closes what is open.
+
+    ``shim_log`` is None when there never was a shim, ``client`` when none answered; ``process`` is
+    init, where the shim has the container.
+    """
 
     bundle: Bundle
     program: str = ""
     sandbox: str = ""
     bootstrap: Bootstrap | None = None
+    shim_log: ShimLog | None = None
     client: ShimClient | None = None
     process: Process | None = None
+
+    async def aclose(self) -> None:
+        if self.client is not None:
+            await self.client.aclose()
+        if self.shim_log is not None:
+            self.shim_log.close()
 
 
 def judge(facts: Facts) -> Verdict:
@@ -52,29 +66,26 @@ def judge(facts: Facts) -> Verdict:
 async def gather(bundle: Bundle) -> Facts:
     """Read the bundle and ask its shim, ``LOAD_SECONDS`` at most for each question."""
     facts = await threads.run("fs", _read, bundle)
-    if facts.bootstrap is None:
+    saved = facts.bootstrap
+    if saved is None:
         return facts
+    facts = dataclasses.replace(facts, shim_log=ShimLog(bundle))
     try:
-        client = await ShimClient.connect(facts.bootstrap, bundle.namespace, timeout=LOAD_SECONDS)
-    except (OSError, errors.Error) as error:
-        log.info("task %s: no shim: %s", bundle.id, error)
-        return facts
-    process: Process | None = None
-    try:
+        client = await ShimClient.connect(saved, bundle.namespace, timeout=LOAD_SECONDS)
+        facts = dataclasses.replace(facts, client=client)
         await client.pids_of(bundle.id, timeout=LOAD_SECONDS)
-        process = await client.state(bundle.id, "", timeout=LOAD_SECONDS)
+        process = await client.state(bundle.id, INIT, timeout=LOAD_SECONDS)
+        return dataclasses.replace(facts, process=process)
     except errors.NotFound:
-        pass
-    except errors.Error as error:
-        log.warning("task %s: shim does not answer: %s", bundle.id, error)
-        await client.aclose()
         return facts
+    except (OSError, errors.Error) as error:
+        log.info("task %s: its shim does not answer: %s", bundle.id, error)
+        if facts.client is not None:
+            await facts.client.aclose()
+        return dataclasses.replace(facts, client=None)
     except BaseException:
-        await client.aclose()
+        await facts.aclose()
         raise
-    return Facts(
-        bundle, facts.program, facts.sandbox, facts.bootstrap, client=client, process=process
-    )
 
 
 def _read(bundle: Bundle) -> Facts:
