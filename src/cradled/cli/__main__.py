@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    # asyncio loads ssl if it can, and here nothing ever speaks TLS: a tenth of the whole start.
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     from cradled.cli.app import cradle
     from cradled.cli.failures import Failure
     from cradled.errors import Error

@@ -9,8 +9,9 @@ Names are loaded on first use: a program that asks for little starts as if there
 TYPE_CHECKING = False  # as in typing, which is not worth its import here
 
 if TYPE_CHECKING:
-    from cradled.client.client import Client, Event, connect
+    from cradled.client.client import Client, connect
     from cradled.client.containers import Container, Containers
+    from cradled.client.events import Event
     from cradled.client.images import Images
     from cradled.client.options import ExecOptions, Options
     from cradled.client.processes import Process, Result, Task
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Client": "client.client",
-    "Event": "client.client",
+    "Event": "client.events",
     "connect": "client.client",
     "Container": "client.containers",
     "Containers": "client.containers",

@@ -9,40 +9,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
-from cradled.client.containers import Container, Containers
-from cradled.client.images import Images
-from cradled.client.options import Options
-from cradled.client.processes import Result
 from cradled.client.session import SNAPSHOTTER, Session
-from cradled.core.events import Envelope
-from cradled.core.images import Image
 from cradled.core.scope import Scope
-from cradled.proxies import events as event_proxies
-from cradled.proxies.events import ProxyEvents
-from cradled.proxies.introspection import ProxyIntrospection, Server, Version
-from cradled.proxies.namespaces import ProxyNamespaces
 from cradled.rpc.stub import Transport
 
+if TYPE_CHECKING:
+    from cradled.client.containers import Container, Containers
+    from cradled.client.events import Event
+    from cradled.client.images import Images
+    from cradled.client.options import Options
+    from cradled.client.processes import Result
+    from cradled.core.images import Image
+    from cradled.proxies.introspection import ProxyIntrospection, Server, Version
+    from cradled.proxies.namespaces import ProxyNamespaces
+
 NAMESPACE = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened; ``time`` in nanoseconds since the epoch."""
-
-    time: int
-    namespace: str
-    topic: str
-    envelope: Envelope
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The event's own fields; empty for an event of an unknown type."""
-        return event_proxies.fields(self.envelope.event)
 
 
 class Client:
@@ -61,10 +46,30 @@ class Client:
         snapshotter: str = SNAPSHOTTER,
     ) -> None:
         self.session = Session(transport, Scope(namespace), fifo_dir, snapshotter)
-        self.images = Images(self.session)
-        self.containers = Containers(self.session, self.images)
-        self.namespaces = ProxyNamespaces(transport)
-        self._introspection = ProxyIntrospection(transport)
+
+    @cached_property
+    def images(self) -> Images:
+        from cradled.client.images import Images
+
+        return Images(self.session)
+
+    @cached_property
+    def containers(self) -> Containers:
+        from cradled.client.containers import Containers
+
+        return Containers(self.session)
+
+    @cached_property
+    def namespaces(self) -> ProxyNamespaces:
+        from cradled.proxies.namespaces import ProxyNamespaces
+
+        return ProxyNamespaces(self.session.transport)
+
+    @cached_property
+    def _introspection(self) -> ProxyIntrospection:
+        from cradled.proxies.introspection import ProxyIntrospection
+
+        return ProxyIntrospection(self.session.transport)
 
     def within(self, namespace: str) -> Client:
         """The same runtime, another namespace."""
@@ -84,9 +89,10 @@ class Client:
 
     async def events(self, *filters: str) -> AsyncIterator[Event]:
         """What happens from now on, in all namespaces unless a filter says otherwise."""
-        source = ProxyEvents(self.session.transport, self.session.scope)
-        async for envelope in source.subscribe(filters):
-            yield Event(envelope.timestamp, envelope.namespace, envelope.topic, envelope)
+        from cradled.client.events import subscribe
+
+        async for event in subscribe(self.session, filters):
+            yield event
 
     async def run(
         self,

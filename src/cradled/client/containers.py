@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from cradled import identifiers
-from cradled.client import names
-from cradled.client.images import Contents, Images
-from cradled.client.options import Options, make_spec
 from cradled.client.processes import Task
 from cradled.client.session import Session
-from cradled.client.stdio import Pipes, Streams
 from cradled.core.containers import Container as Record
-from cradled.core.containers import Runtime
-from cradled.core.images import Image
 from cradled.core.mount import Mount
 from cradled.core.tasks import CreateTask, Status, Stdio
-from cradled.core.values import AnyValue
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from cradled.oci import spec
+from cradled.errors import FailedPrecondition, NotFound
 
-STOP_SIGNAL = "io.containerd.image.config.stop-signal"
+if TYPE_CHECKING:
+    from cradled.client.images import Images
+    from cradled.client.options import Options
+    from cradled.client.stdio import Pipes
+    from cradled.core.images import Image
 
 Output = Literal["pipe", "null"] | Path
 
@@ -68,6 +64,8 @@ class Container:
 
     async def create_task(self, *, stdin: bool = False, output: Output = "pipe") -> Task:
         """Make everything ready to run, the process stopped before its first instruction."""
+        from cradled.client.stdio import Pipes, Streams
+
         terminal = bool(self.spec().get("process", {}).get("terminal"))
         pipes = None
         if output == "pipe" or stdin:
@@ -126,9 +124,14 @@ class Container:
 class Containers:
     """The containers of one namespace."""
 
-    def __init__(self, session: Session, images: Images) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._images = images
+
+    @cached_property
+    def _images(self) -> Images:
+        from cradled.client.images import Images
+
+        return Images(self._session)
 
     async def list(self, *filters: str) -> list[Container]:
         """All containers, or those that one of the filters matches."""
@@ -152,67 +155,12 @@ class Containers:
         It has a file system of its own, and does not run yet. Raises NotFound without the image,
         AlreadyExists when the name is taken, InvalidArgument.
         """
-        id = name or names.generate()
-        identifiers.validate(id)
-        found = await self._images.get(image) if isinstance(image, str) else image
-        contents = await self._images.contents(found)
-        async with self._session.leased() as leased:
-            snapshotter = options.get("snapshotter") or leased.snapshotter
-            root = await self._prepare(leased, snapshotter, id, found, contents)
-            try:
-                record = await _record(leased, id, found, contents, args, root, options)
-                created = await leased.containers.create(record)
-            except BaseException:
-                with suppress(NotFound):
-                    await leased.snapshots(snapshotter).remove(id)
-                raise
-        return Container(self._session, created, root)
+        from cradled.client import creation  # all of images and specs, not wanted to look around
 
-    async def _prepare(
-        self, leased: Session, snapshotter: str, id: str, image: Image, contents: Contents
-    ) -> Sequence[Mount]:
-        snapshots = leased.snapshots(snapshotter)
-        try:
-            return await snapshots.prepare(id, contents.chain_id, {})
-        except AlreadyExists as error:
-            raise AlreadyExists(f'container "{id}"') from error
-        except NotFound:  # imported without being unpacked, or into another snapshotter
-            await self._images.unpack(image, snapshotter)
-            return await snapshots.prepare(id, contents.chain_id, {})
-
-
-async def _record(
-    session: Session,
-    id: str,
-    image: Image,
-    contents: Contents,
-    args: Sequence[str],
-    root: Sequence[Mount],
-    options: Options,
-) -> Record:
-    run = contents.config.run
-    made = await make_spec(session.scope.namespace, id, run, args, root, options)
-    labels = {k: v for k, v in (run.labels or {}).items() if _is_label(k, v)}
-    if run.stop_signal:
-        labels[STOP_SIGNAL] = run.stop_signal
-    return Record(
-        id=id,
-        labels={**labels, **options.get("labels", {})},
-        image=image.name,
-        runtime=Runtime(options.get("runtime") or session.runtime),
-        spec=AnyValue(spec.TYPE_URL, json.dumps(made).encode()),
-        snapshotter=options.get("snapshotter") or session.snapshotter,
-        snapshot_key=id,
-    )
-
-
-def _is_label(key: str, value: str) -> bool:
-    """Images may carry labels that are no labels here: those stay with the image."""
-    try:
-        identifiers.validate_label(key, value)
-    except InvalidArgument:
-        return False
-    return True
+        record, root = await creation.create(
+            self._session, self._images, image, args, name, options
+        )
+        return Container(self._session, record, root)
 
 
 def _stdio(pipes: Pipes | None, output: Output, *, terminal: bool) -> Stdio:

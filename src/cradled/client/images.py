@@ -15,7 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -155,7 +155,7 @@ class Images:
     async def unpack(self, image: Image, snapshotter: str = "") -> None:
         """Make an image ready to run where it is not yet."""
         contents = await self.contents(image)
-        session = replace(self._session, snapshotter=snapshotter or self._session.snapshotter)
+        session = self._session.using(snapshotter) if snapshotter else self._session
         if contents.chain_id and not await _exists(session.snapshots(), contents.chain_id):
             async with session.leased() as leased:
                 await _unpack(leased, contents)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 from cradled.aio import threads
 from cradled.client import host, rootfs
+from cradled.client.session import Session
+from cradled.core.containers import Container
 from cradled.core.mount import Mount
-from cradled.core.values import Labels
+from cradled.core.values import AnyValue, Labels
+from cradled.errors import FailedPrecondition
 from cradled.oci import platforms, spec, users
 from cradled.oci.image import RunConfig
 
@@ -76,6 +80,27 @@ async def make_spec(
         chosen += await _host_network()
     chosen.append(await _confinement(privileged=options.get("privileged", False)))
     return spec.build(namespace, id, *chosen, *options.get("spec", ()))
+
+
+async def exec_spec(
+    session: Session, record: Container, args: Sequence[str], options: ExecOptions
+) -> AnyValue:
+    """The process spec of a further process, from the one of a container's first."""
+    if record.spec is None:
+        raise FailedPrecondition(f'container "{record.id}" has no spec')
+    made: spec.Spec = json.loads(record.spec.value)
+    made["process"].pop("terminal", None)
+    chosen = [spec.args(args), spec.env(variables(options.get("env", ())))]
+    if options.get("tty"):
+        chosen.append(spec.tty())
+    if workdir := options.get("workdir"):
+        chosen.append(spec.workdir(workdir))
+    if user := options.get("user"):
+        root = await session.snapshots(record.snapshotter).mounts(record.snapshot_key)
+        chosen.append(spec.user(await look_up(user, root)))
+    for option in chosen:
+        option(made)
+    return AnyValue(spec.PROCESS_TYPE_URL, json.dumps(made["process"]).encode())
 
 
 async def look_up(user: str, root: Sequence[Mount]) -> users.User:

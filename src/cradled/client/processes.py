@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
+import os
 import signal as signals
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
-from cradled.client.options import ExecOptions, look_up, variables
 from cradled.client.session import Session
-from cradled.client.stdio import Pipes, Streams
 from cradled.core.containers import Container
 from cradled.core.tasks import Exit
 from cradled.core.tasks import Process as State
 from cradled.core.values import AnyValue
 from cradled.errors import FailedPrecondition, InvalidArgument, NotFound
-from cradled.oci import spec
+
+if TYPE_CHECKING:
+    from cradled.client.options import ExecOptions
+    from cradled.client.stdio import Pipes
 
 _GONE = (BrokenPipeError, ConnectionResetError)
 
@@ -163,6 +163,8 @@ class Task(Process):
 
         Raises FailedPrecondition when they are not pipes, or gone with their maker.
         """
+        from cradled.client.stdio import Pipes
+
         stdio = (await self.state()).stdio
         if not stdio.stdout or "://" in stdio.stdout:
             raise FailedPrecondition(f'output of "{self.container_id}" goes to no pipe')
@@ -184,8 +186,11 @@ class Task(Process):
 
         Environment, directory and user are those of the first process unless given.
         """
-        process_spec = await self._process_spec(args, options)
-        exec_id = f"exec-{secrets.token_hex(8)}"
+        from cradled.client.options import exec_spec
+        from cradled.client.stdio import Pipes, Streams
+
+        process_spec = await exec_spec(self._session, self._record, args, options)
+        exec_id = f"exec-{os.urandom(8).hex()}"
         streams = Streams(stdin, output, output, options.get("tty", False))
         pipes = await Pipes.make(self._session.fifo_dir, exec_id, streams)
         process = Process(self._session, self.container_id, exec_id, pipes)
@@ -196,9 +201,9 @@ class Task(Process):
             raise
         return process
 
-    async def _add(self, process: Process, pipes: Pipes, process_spec: dict[str, Any]) -> None:
-        value = AnyValue(spec.PROCESS_TYPE_URL, json.dumps(process_spec).encode())
-        await self._session.tasks.exec(self.container_id, process.exec_id, pipes.stdio, value)
+    async def _add(self, process: Process, pipes: Pipes, process_spec: AnyValue) -> None:
+        tasks = self._session.tasks
+        await tasks.exec(self.container_id, process.exec_id, pipes.stdio, process_spec)
         try:
             await process.start()
             await pipes.connect_stdin()
@@ -206,26 +211,6 @@ class Task(Process):
             with suppress(NotFound, FailedPrecondition):
                 await process.delete()
             raise
-
-    async def _process_spec(self, args: Sequence[str], options: ExecOptions) -> dict[str, Any]:
-        record = self._record
-        if record.spec is None:
-            raise FailedPrecondition(f'container "{record.id}" has no spec')
-        made: spec.Spec = json.loads(record.spec.value)
-        made["process"].pop("terminal", None)
-        chosen = [spec.args(args), spec.env(variables(options.get("env", ())))]
-        if options.get("tty"):
-            chosen.append(spec.tty())
-        if workdir := options.get("workdir"):
-            chosen.append(spec.workdir(workdir))
-        if user := options.get("user"):
-            snapshots = self._session.snapshots(record.snapshotter)
-            root = await snapshots.mounts(record.snapshot_key)
-            chosen.append(spec.user(await look_up(user, root)))
-        for option in chosen:
-            option(made)
-        process: dict[str, Any] = made["process"]
-        return process
 
 
 def parse_signal(signal: int | str) -> int:

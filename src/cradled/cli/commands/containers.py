@@ -14,11 +14,11 @@ from cradled.cli import output
 from cradled.cli.app import App, Command
 from cradled.cli.commands.logs import remove_log
 from cradled.client import Client, Container, Status
-from cradled.client.containers import STOP_SIGNAL
 from cradled.core.tasks import Process
 from cradled.errors import NotFound
 
 _STOP_SECONDS = 10.0
+_STOP_SIGNAL = "io.containerd.image.config.stop-signal"
 _names = click.argument("names", nargs=-1, required=True)
 
 
@@ -123,7 +123,7 @@ def stop(app: App, names: Sequence[str], seconds: float) -> None:
     async def act(container: Container) -> dict[str, Any]:
         with suppress(NotFound):  # no task, or one that has exited: stopped it is
             task = await container.task()
-            await task.kill(container.record.labels.get(STOP_SIGNAL, "TERM"))
+            await task.kill(container.record.labels.get(_STOP_SIGNAL, "TERM"))
             try:
                 async with asyncio.timeout(seconds):
                     await task.wait()
