@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from cradled.daemon import listeners
+from cradled.daemon import late, listeners
 from cradled.daemon.builtins import REGISTRATIONS
 from cradled.daemon.config import Config
 from cradled.plugin import graph
@@ -105,4 +105,4 @@ class App:
         for (found, _), plugin in self.plugins.items():
             if found == type and plugin.instance is not None:
                 for service, implementation in plugin.instance:
-                    router.add(service, implementation)
+                    late.add(router, service, implementation)

@@ -15,7 +15,7 @@ from typing import Any
 from cradled.daemon import sections
 from cradled.daemon.config import Config
 from cradled.plugin import types as t
-from cradled.plugin.types import InitContext, Registration, SkipPlugin
+from cradled.plugin.types import InitContext, Late, Registration, SkipPlugin
 from cradled.version import REVISION, SERVER_VERSION
 
 Served = list[tuple[Any, object]]
@@ -184,10 +184,13 @@ async def _workers(context: InitContext) -> Any:
     return pool
 
 
-async def _walking(context: InitContext) -> Any:
-    from cradled.differs.apply import WalkingApplier
+async def _walking(context: InitContext) -> Late:
+    def make() -> Any:
+        from cradled.differs.apply import WalkingApplier
 
-    return WalkingApplier(context.get(*_WORKERS))
+        return WalkingApplier(context.get(*_WORKERS))
+
+    return Late(make)
 
 
 async def _streams(context: InitContext) -> Any:
@@ -196,18 +199,22 @@ async def _streams(context: InitContext) -> Any:
     return Streams()
 
 
-async def _transfers(context: InitContext) -> Any:
-    from cradled.transfer.service import Transfers
-    from cradled.transfer.unpack import Unpacker
-
+async def _transfers(context: InitContext) -> Late:
     config: sections.Transfer = context.config
     rebasing = {
         id
         for (type, id), plugin in context.loaded.items()
         if type == t.SNAPSHOTTER and "rebase" in plugin.capabilities
     }
-    width = config.max_concurrent_unpacks or os.cpu_count() or 1
-    return Transfers(Unpacker(context.get(*_WALKING), rebasing=rebasing, width=width))
+
+    def make() -> Any:
+        from cradled.transfer.service import Transfers
+        from cradled.transfer.unpack import Unpacker
+
+        width = config.max_concurrent_unpacks or os.cpu_count() or 1
+        return Transfers(Unpacker(context.get(*_WALKING), rebasing=rebasing, width=width))
+
+    return Late(make)
 
 
 async def _skip(context: InitContext) -> Any:
@@ -221,25 +228,34 @@ async def _skip_tracing(context: InitContext) -> Any:
 async def _introspection(context: InitContext) -> Served:
     from cradled.api.introspection_pb2 import Introspection
     from cradled.daemon.identity import pid_namespace, server_uuid
-    from cradled.oci import platforms
-    from cradled.services.introspection import IntrospectionService
 
-    service = IntrospectionService(
-        context.loaded,
-        uuid=server_uuid(context.root),
-        pid=os.getpid(),
-        pidns=pid_namespace(),
-        platform=platforms.default(),
-        providers={},
-    )
-    return [(Introspection, service)]
+    uuid = server_uuid(context.root)
+
+    def make() -> Any:
+        from cradled.oci import platforms
+        from cradled.services.introspection import IntrospectionService
+
+        return IntrospectionService(
+            context.loaded,
+            uuid=uuid,
+            pid=os.getpid(),
+            pidns=pid_namespace(),
+            platform=platforms.default(),
+            providers={},
+        )
+
+    return [(Introspection, Late(make))]
 
 
 async def _version(context: InitContext) -> Served:
     from cradled.api.version_pb2 import Version
-    from cradled.services.version import VersionService
 
-    return [(Version, VersionService(SERVER_VERSION, REVISION))]
+    def make() -> Any:
+        from cradled.services.version import VersionService
+
+        return VersionService(SERVER_VERSION, REVISION)
+
+    return [(Version, Late(make))]
 
 
 async def _ttrpc_events(context: InitContext) -> Served:
@@ -253,8 +269,10 @@ def _served(id: str, table: str, service: str, *needs: tuple[str, str]) -> Regis
     """A plugin whose service takes the instances it ``needs``; both named ``module:name``."""
 
     async def init(context: InitContext) -> Served:
-        implementation = _named("cradled.services", service)
-        return [(_named("cradled.api", table), implementation(*(context.get(*n) for n in needs)))]
+        def make() -> Any:
+            return _named("cradled.services", service)(*(context.get(*need) for need in needs))
+
+        return [(_named("cradled.api", table), Late(make))]
 
     return Registration(t.GRPC, id, (t.SERVICE, *(type for type, _ in needs)), init=init)
 

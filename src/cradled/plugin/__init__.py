@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cradled.plugin.types import InitContext, Plugin, Registration, SkipPlugin
+from cradled.plugin.types import InitContext, Late, Plugin, Registration, SkipPlugin
 
-__all__ = ["InitContext", "Plugin", "Registration", "SkipPlugin"]
+__all__ = ["InitContext", "Late", "Plugin", "Registration", "SkipPlugin"]

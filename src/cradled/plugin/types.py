@@ -70,9 +70,25 @@ class Registration:
         return f"{self.type}.{self.id}"
 
 
+class Late:
+    """An instance that is made when it is first asked for: what nobody needs is never loaded."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make: Callable[[], Any] | None = make
+        self._made: Any = None
+
+    def get(self) -> Any:
+        if self._make is not None:
+            self._made, self._make = self._make(), None
+        return self._made
+
+
 @dataclass(slots=True)
 class Plugin:
-    """A registered plugin and what became of it; ``error`` is None where all went well."""
+    """A registered plugin and what became of it; ``error`` is None where all went well.
+
+    ``instance`` may be ``Late``; ``InitContext.get`` gives what is in it.
+    """
 
     registration: Registration
     instance: Any = None
@@ -120,7 +136,8 @@ class InitContext:
         plugin = self.loaded.get((type, id))
         if plugin is None or plugin.error is not None:
             raise LookupError(f"no plugin {type}.{id}")
-        return plugin.instance
+        instance = plugin.instance
+        return instance.get() if isinstance(instance, Late) else instance
 
     def all(self, type: str) -> dict[str, Any]:
         """All instances of a type by id."""
