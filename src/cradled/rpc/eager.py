@@ -58,17 +58,20 @@ class _Host:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._given: tuple[Coroutine[Any, Any, None], Any, Context] | None = None
         self._wake = loop.create_future()
-        steps = self._run()
-        steps.send(None)  # into its ``try``: the task may be cancelled before its first turn
-        self.task: asyncio.Task[None] = loop.create_task(steps)
+        run = self._run()
+        run.send(None)  # into the ``try`` below: the task may be cancelled before its first turn
+        self.task: asyncio.Task[None] = loop.create_task(run)
 
     def adopt(self, coro: Coroutine[Any, Any, None], awaited: Any, context: Context) -> None:
         self._given = (coro, awaited, context)
         if not self._wake.done():
             self._wake.set_result(None)
 
+    async def _run(self) -> None:
+        await self._steps()
+
     @coroutine
-    def _run(self) -> Generator[Any, Any, None]:
+    def _steps(self) -> Generator[Any, Any, None]:
         try:
             yield
             if self._given is None:

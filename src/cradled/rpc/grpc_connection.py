@@ -32,6 +32,7 @@ class GrpcConnection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self._paused = False
         self._flushing = False
+        self._unwritten = 0  # bytes of small messages since the last write
 
     def handle(self, event: Event) -> None:
         """Act on what the peer did."""
@@ -74,7 +75,11 @@ class GrpcConnection(asyncio.Protocol):
         prefix = PREFIX.pack(0, size)
         if size <= _JOINED:
             self.http2.send_data(stream, b"".join((prefix, *parts)), end)
-            self.flush_soon()
+            self._unwritten += size
+            if self._unwritten < _CHUNK:
+                self.flush_soon()
+            else:  # a sender that never waits must notice when the socket is full
+                self.flush()
             return
         self.http2.send_data(stream, prefix)
         for part in parts[:-1]:
@@ -98,6 +103,7 @@ class GrpcConnection(asyncio.Protocol):
     def flush(self) -> None:
         """Write what is there to be written."""
         self._flushing = False
+        self._unwritten = 0
         outbox, transport = self.http2.outbox, self.transport
         while outbox and not transport.is_closing():
             pieces = outbox.take(0 if self._paused else _CHUNK)

@@ -43,6 +43,11 @@ class GrpcServer:
         self._servers: list[asyncio.AbstractServer] = []
         self._connections: set[_ServerConnection] = set()
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
     async def serve(self, sock: socket.socket) -> None:
         """Accept connections on a listening socket, from now until ``stop``."""
         loop = asyncio.get_running_loop()
@@ -219,7 +224,7 @@ class _ServerConnection(GrpcConnection):
 
     def _received_request(self, exchange: _Exchange, data: memoryview, ended: bool) -> None:
         """Data of a call that has one request, and has not had it yet."""
-        if exchange.reader is None and len(data) > PREFIX.size:
+        if exchange.reader is None and len(data) >= PREFIX.size:
             compressed, size = PREFIX.unpack_from(data)
             if size == len(data) - PREFIX.size and not compressed and size <= MAX_MESSAGE:
                 parse = exchange.endpoint.method.request.FromString

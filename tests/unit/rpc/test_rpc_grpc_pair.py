@@ -8,6 +8,8 @@ import pytest
 from harness.echo import ECHO, EchoService, message
 
 from cradled import errors
+from cradled.http2 import frames
+from cradled.rpc import grpc_wire
 from cradled.rpc.grpc_client import connect
 from cradled.rpc.grpc_server import GrpcServer
 from cradled.rpc.service import Router
@@ -290,4 +292,24 @@ async def test_close_cancels_calls(stub, channel, service):
         await task
     with pytest.raises(errors.Cancelled):
         await stub.say(message("hi"))
+    await service.cancelled.wait()
+
+
+async def test_a_handler_that_never_waits_is_stopped_by_the_socket(server, service, tmp_path):
+    """Small messages to a client whose windows are endless, but who does not read."""
+    hello = frames.PREFACE + frames.settings([(4, frames.MAX_WINDOW)])
+    hello += frames.window_update(0, frames.MAX_WINDOW - frames.DEFAULT_WINDOW)
+    block = grpc_wire.request_block("/test.Echo/Count", "x", (), None)
+    request = message("1000000", "1000").SerializeToString()
+    data = grpc_wire.PREFIX.pack(0, len(request)) + request
+    _, writer = await asyncio.open_unix_connection(tmp_path / "sock", limit=1)
+    writer.write(hello + frames.header_frames(1, block, False, 1 << 14))
+    writer.write(frames.frame(frames.DATA, frames.END_STREAM, 1, data))
+    sent = -1
+    while sent != service.sent or not sent:
+        sent = service.sent
+        for _ in range(200):
+            await asyncio.sleep(0)
+    assert 0 < sent * 1000 < 4 * MIB
+    writer.transport.abort()
     await service.cancelled.wait()
