@@ -87,9 +87,14 @@ def test_lock_names_its_holder(tmp_path: Path) -> None:
 def test_lock_is_not_inherited(tmp_path: Path) -> None:
     fd = hold(str(tmp_path), "root")
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, close_fds=False
+        [sys.executable, "-I", "-S", "-c", "print('up', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        close_fds=False,
     )
     try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
         os.close(fd)
         os.close(hold(str(tmp_path), "root"))
     finally:
