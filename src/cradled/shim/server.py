@@ -13,7 +13,7 @@ from cradled.ttrpc.connection import SERVER, Connection, RequestReceived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from cradled.shim.codec import Message
@@ -44,7 +44,8 @@ CODES: dict[type, int] = {
 class Server:
     """Serves ``service`` under each of ``names`` on a listening socket.
 
-    ``methods`` maps an rpc to the handler's name and the class of its request.
+    ``methods`` maps an rpc to the handler's name and the class of its request; ``deserted`` is
+    called when the last client has gone.
     """
 
     def __init__(
@@ -54,12 +55,15 @@ class Server:
         names: Sequence[str],
         methods: Mapping[str, tuple[str, type[Message]]],
         service: Any,
+        deserted: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._names = names
         self._methods = methods
         self._service = service
+        self._deserted = deserted
+        self.clients = 0
 
     async def serve(self) -> None:
         """Accept for ever."""
@@ -72,9 +76,16 @@ class Server:
                 continue
             os.set_blocking(fd, False)
             if _is_own_user(fd):
-                self._loop.spawn(_Client(self._loop, fd, self).serve())
+                self._loop.spawn(self._attend(fd))
             else:
                 os.close(fd)
+
+    async def _attend(self, fd: int) -> None:
+        self.clients += 1
+        await _Client(self._loop, fd, self).serve()
+        self.clients -= 1
+        if not self.clients:
+            self._deserted()
 
     async def answer(self, request: RequestReceived) -> tuple[int, str, bytes]:
         """(code, message, payload) for a call."""

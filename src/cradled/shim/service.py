@@ -50,6 +50,11 @@ class TaskService:
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is no container, nor one being made."""
+        return not self._containers and not self._creating
+
     async def create(self, request: m.CreateTaskRequest) -> Message:
         if request.id in self._containers or request.id in self._creating:
             raise AlreadyExists(f"container {request.id}")
@@ -151,7 +156,7 @@ class TaskService:
         return m.ConnectResponse(shim_pid=os.getpid(), task_pid=pid)
 
     async def shutdown(self, request: m.ShutdownRequest) -> Message:
-        if not self._containers and not self._creating:
+        if self.idle:
             self._shut_down()
         return m.Empty()
 

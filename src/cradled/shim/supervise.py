@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _PR_SET_CHILD_SUBREAPER = 36
 _FLUSH = 5.0  # seconds that the last events get
+# Seconds that a shim without a container waits for a client: its daemon may have died between
+# starting it and writing down that it did.
+_PATIENCE = 60.0
 
 
 class Settings:
@@ -53,8 +56,18 @@ def run(listener: socket, settings: Settings) -> None:
     reaper.start()
     shim = Supervisor(loop, reaper, publisher, settings.namespace, settings.runc_root)
     tasks = service.TaskService(shim, shut_down)
-    server = Server(loop, listener, service.NAMES, service.METHODS, tasks)
+
+    async def retire() -> None:
+        await loop.sleep(_PATIENCE)
+        if tasks.idle and not server.clients:
+            shut_down()
+
+    def deserted() -> None:
+        loop.spawn(retire())
+
+    server = Server(loop, listener, service.NAMES, service.METHODS, tasks, deserted)
     loop.spawn(server.serve())
+    deserted()
     loop.run()
     _remove(listener.getsockname())
 
