@@ -205,8 +205,7 @@ class Content:
             _, kept_ref, _, _, started_at = tx.one(_FIND_STATUS, (self._namespace, ref)) or ()
             return kept_ref, started_at
 
-        with self._common.janitor.pinned(backend_ref):
-            opened = await self._engine.run(command)
+        opened = await self._engine.run(command)
         if opened is None:
             raise AlreadyExists(f"content {expected}")
         open_backend = functools.partial(self._backend_writer, opened[0], total, expected)

@@ -5,9 +5,9 @@ an *orphan* from then on, kept here until the backend has removed it. The list i
 after a start, and whenever a removal failed, whole backends are compared with the metadata, which
 finds also what a crash left between backend and metadata.
 
-What is being made and has no row yet is *pinned*, so that a comparison does not take it for an
-orphan. Blobs are removed and adopted under a lock per digest: a blob that a writer is about to
-name is not removed under its hands.
+A snapshot that is being made and has no row yet is *pinned*, so that a comparison does not take it
+for an orphan. Blobs are removed and adopted under a lock per digest: a blob that a writer is about
+to name is not removed under its hands.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Janitor:
 
     @contextmanager
     def pinned(self, backend_name: str) -> Iterator[None]:
-        """For the length of the block an object of this name is not an orphan."""
+        """For the length of the block a snapshot of this name is not an orphan."""
         self._pinned.add(backend_name)
         try:
             yield
@@ -116,11 +116,11 @@ class Janitor:
     async def _find_content(self) -> None:
         blobs = {info.digest async for info in self._content.walk()}
         refs = {status.ref for status in await self._content.list_statuses()}
-        # Read after the walk: what was made meanwhile is not in it, what is being made is pinned.
+        # Entries are read after the backend, and an ingest's is made before the ingest itself.
         known = await self._column("SELECT DISTINCT digest FROM content")
         known |= await self._column("SELECT expected FROM ingests")
         self._blobs |= blobs - known
-        self._ingests |= refs - await self._column("SELECT backend_ref FROM ingests") - self._pinned
+        self._ingests |= refs - await self._column("SELECT backend_ref FROM ingests")
         self._unknown.discard("content")
 
     async def _column(self, sql: str, parameters: Sequence[str] = ()) -> set[str]:
@@ -128,12 +128,14 @@ class Janitor:
 
     async def _find_snapshots(self, name: str) -> None:
         found = {info.name async for info in self._snapshotters[name].walk()}
-        known = await self._column(
+        # In this order: what the backend had is pinned now, or has an entry, or was given up.
+        known = set(self._pinned)
+        known |= await self._column(
             "SELECT backend_key FROM snapshots WHERE snapshotter=?"
             " UNION ALL SELECT backend_name FROM snapshot_commits WHERE snapshotter=?",
             (name, name),
         )
-        self._snapshots[name] |= found - known - self._pinned
+        self._snapshots[name] |= found - known
         self._unknown.discard(f"snapshots/{name}")
 
     async def _remove_blob(self, digest: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from harness.metadata import World
 
 from cradled import failpoints
 from cradled.core.leases import Resource
+from cradled.core.mount import Mount
 from cradled.core.snapshots import Kind, SnapshotInfo
 from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from cradled.metadata.db import ScopedDatabase
@@ -178,6 +180,39 @@ async def test_strange_snapshots_go_at_the_first_collection(
     assert {key.split("/", 1)[0] for key in world.layers.infos} == {"ns"}
     assert await names(snapshots) == {"n", "k"}
     assert world.layers.cleanups > 0
+
+
+async def test_a_comparison_spares_what_is_being_made(
+    world: World, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry becomes durable right after the comparison has read the entries."""
+    prepared, compared = asyncio.Event(), asyncio.Event()
+    janitor = world.db.janitor
+    real_column = janitor._column
+
+    async def column(*arguments: Any) -> set[str]:
+        found = await real_column(*arguments)
+        prepared.set()
+        await making
+        return found
+
+    async def make() -> None:
+        real_prepare = world.layers.prepare
+
+        async def prepare(*arguments: Any) -> list[Mount]:
+            mounts = await real_prepare(*arguments)
+            compared.set()
+            await prepared.wait()
+            return mounts
+
+        monkeypatch.setattr(world.layers, "prepare", prepare)
+        await snapshots.prepare("k", "", {})
+
+    monkeypatch.setattr(janitor, "_column", column)
+    making = asyncio.ensure_future(make())
+    await compared.wait()
+    await janitor.clean_snapshots("layers")
+    assert (await snapshots.stat("k")).kind is Kind.ACTIVE
 
 
 @pytest.mark.parametrize("committed", [False, True], ids=["intended", "committed"])
