@@ -125,7 +125,7 @@ class _ServerConnection(GrpcConnection):
 
     def __init__(self, server: GrpcServer, connections: set[_ServerConnection]) -> None:
         assert server.starter is not None
-        super().__init__(server=True, interpret=RequestHead)
+        super().__init__(server=True, interpret=grpc_wire.request_head)
         self._server = server
         self._connections = connections
         self._starter = server.starter

@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,7 +24,7 @@ _CONTENT_TYPE = (b"content-type", b"application/grpc")
 _RESPONSE_HEAD = [(b":status", b"200"), _CONTENT_TYPE]
 RESPONSE = hpack.encode(_RESPONSE_HEAD)
 TRAILERS_OK = hpack.encode([(b"grpc-status", b"0")])
-_RESERVED = frozenset({"te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding"})
+_RESERVED = frozenset({"te", "grpc-encoding", "grpc-accept-encoding"})
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII).fullmatch
 _UNSAFE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
@@ -34,23 +35,53 @@ class RequestHead:
 
     __slots__ = ("binary", "encoding", "metadata", "path", "refusal", "timeout")
 
-    def __init__(self, fields: list[Field]) -> None:
-        pairs = _text(fields)
-        by_name = dict(pairs)
-        self.path = by_name.get(":path", "")
-        self.encoding = by_name.get("grpc-encoding", "identity")
-        self.refusal = 0
-        if by_name.get(":method") != "POST":
-            self.refusal = 405
-        elif not by_name.get("content-type", "").startswith("application/grpc"):
-            self.refusal = 415
-        self.timeout = None
-        if "grpc-timeout" in by_name:
-            self.timeout = decode_timeout(by_name["grpc-timeout"])
-            self.refusal = self.refusal or (400 if self.timeout is None else 0)
-        self.metadata, self.binary = split_metadata(
-            pair for pair in pairs if pair[0] not in _RESERVED and pair[0][:1] != ":"
-        )
+    def __init__(
+        self,
+        path: str,
+        encoding: str,
+        metadata: dict[str, str],
+        binary: dict[str, bytes],
+        timeout: float | None,
+        refusal: int,
+    ) -> None:
+        self.path = path
+        self.encoding = encoding
+        self.metadata = metadata
+        self.binary = binary
+        self.timeout = timeout
+        self.refusal = refusal
+
+
+def request_head(fields: list[Field]) -> RequestHead:
+    """The head that fields make.
+
+    Of a client's calls often only the timeout differs, so the rest is remembered.
+    """
+    for at, (name, value) in enumerate(fields):
+        if name == b"grpc-timeout":
+            head = _head_without_timeout((*fields[:at], *fields[at + 1 :]))
+            timeout = decode_timeout(value.decode("latin-1"))
+            refusal = head.refusal or (400 if timeout is None else 0)
+            return RequestHead(
+                head.path, head.encoding, head.metadata, head.binary, timeout, refusal
+            )
+    return _head_without_timeout(tuple(fields))
+
+
+@lru_cache(1024)
+def _head_without_timeout(fields: tuple[Field, ...]) -> RequestHead:
+    pairs = _text(fields)
+    by_name = dict(pairs)
+    refusal = 0
+    if by_name.get(":method") != "POST":
+        refusal = 405
+    elif not by_name.get("content-type", "").startswith("application/grpc"):
+        refusal = 415
+    metadata, binary = split_metadata(
+        pair for pair in pairs if pair[0] not in _RESERVED and pair[0][:1] != ":"
+    )
+    encoding = by_name.get("grpc-encoding", "identity")
+    return RequestHead(by_name.get(":path", ""), encoding, metadata, binary, None, refusal)
 
 
 class ResponseHead:
@@ -147,7 +178,7 @@ def decode_timeout(value: str) -> float | None:
     return int(match[1]) * _UNITS[match[2]] if match else None
 
 
-def _text(fields: list[Field]) -> list[tuple[str, str]]:
+def _text(fields: Iterable[Field]) -> list[tuple[str, str]]:
     return [(name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in fields]
 
 

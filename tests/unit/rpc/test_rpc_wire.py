@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cradled import errors
 from cradled.http2.hpack import Decoder
 from cradled.rpc import grpc_wire
-from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader, RequestHead, ResponseHead
+from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader, ResponseHead, request_head
 
 
 def fields(block):
@@ -20,7 +20,7 @@ def fields(block):
 def request(**more):
     base = {":method": "POST", ":path": "/a.B/C", "content-type": "application/grpc"}
     pairs = {**base, **{key.replace("_", "-"): value for key, value in more.items()}}
-    return RequestHead([(k.encode(), v.encode()) for k, v in pairs.items() if v])
+    return request_head([(k.encode(), v.encode()) for k, v in pairs.items() if v])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_request_that_is_no_grpc():
     assert request(content_type="application/grpc+proto").refusal == 0
     assert request(content_type="text/html").refusal == 415
     assert request(content_type="").refusal == 415
-    assert RequestHead([(b":method", b"GET"), (b":path", b"/")]).refusal == 405
+    assert request_head([(b":method", b"GET"), (b":path", b"/")]).refusal == 405
     assert request(grpc_timeout="soon").refusal == 400
 
 
@@ -80,7 +80,7 @@ def test_metadata_of_a_request():
 
 def test_request_block_comes_back():
     block = grpc_wire.request_block("/a.B/C", "localhost", [("Key", "v"), ("k-bin", "AP8")], 2)
-    head = RequestHead(fields(block))
+    head = request_head(fields(block))
     assert (head.path, head.refusal, head.timeout) == ("/a.B/C", 0, 2)
     assert head.metadata["key"] == "v"
     assert head.binary == {"k-bin": b"\x00\xff"}
