@@ -26,6 +26,7 @@ from cradled.metadata.images import Images
 from cradled.metadata.janitor import Janitor
 from cradled.metadata.leases import Leases
 from cradled.metadata.namespaces import Namespaces
+from cradled.metadata.sandboxes import Sandboxes
 from cradled.metadata.snapshots import Snapshots
 
 
@@ -126,6 +127,10 @@ class ScopedDatabase:
     @property
     def leases(self) -> Leases:
         return Leases(self._db.engine, self.scope)
+
+    @property
+    def sandboxes(self) -> Sandboxes:
+        return Sandboxes(self._db.engine, self.scope)
 
     def snapshots(self, name: str, /) -> Snapshots:
         """Raises InvalidArgument ``snapshotter not loaded: x``."""

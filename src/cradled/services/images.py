@@ -1,15 +1,17 @@
-"""Async. Image records."""
+"""Async. Image records. Reads answer with stored bytes, not with messages made anew."""
 
 from __future__ import annotations
 
 from cradled.api import images_pb2 as pb
 from cradled.api.wellknown_pb2 import Empty
 from cradled.convert import images as convert
+from cradled.convert.encoded import embed
 from cradled.convert.values import nanoseconds
 from cradled.errors import InvalidArgument
 from cradled.gc.scheduler import Scheduler
 from cradled.metadata.db import Database
 from cradled.rpc.call import Call
+from cradled.rpc.service import Encoded
 
 
 class ImagesService:
@@ -17,13 +19,13 @@ class ImagesService:
         self._db = db
         self._scheduler = scheduler
 
-    async def get(self, call: Call, request: pb.GetImageRequest) -> pb.GetImageResponse:
-        image = await self._db.scoped(call.scope()).images.get(request.name)
-        return pb.GetImageResponse(image=convert.to_proto(image))
+    async def get(self, call: Call, request: pb.GetImageRequest) -> Encoded:
+        images = self._db.scoped(call.scope()).images
+        return Encoded(embed(await images.get_record(request.name)))
 
-    async def list(self, call: Call, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
-        found = await self._db.scoped(call.scope()).images.list(list(request.filters))
-        return pb.ListImagesResponse(images=[convert.to_proto(image) for image in found])
+    async def list(self, call: Call, request: pb.ListImagesRequest) -> Encoded:
+        images = self._db.scoped(call.scope()).images
+        return Encoded(*map(embed, await images.list_records(list(request.filters))))
 
     async def create(self, call: Call, request: pb.CreateImageRequest) -> pb.CreateImageResponse:
         _require_name(request.image)

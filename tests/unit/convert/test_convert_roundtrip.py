@@ -16,6 +16,7 @@ from cradled.convert import (
     images,
     leases,
     mounts,
+    sandboxes,
     snapshots,
     tasks,
     values,
@@ -26,6 +27,7 @@ from cradled.core.events import Envelope
 from cradled.core.images import Image
 from cradled.core.leases import Lease, Resource
 from cradled.core.mount import Mount
+from cradled.core.sandboxes import Sandbox
 from cradled.core.snapshots import Kind, SnapshotInfo, Usage
 from cradled.core.tasks import CreateTask, Exit, Process, Status, Stdio
 from cradled.core.values import AnyValue, Descriptor
@@ -60,6 +62,21 @@ CASES: list[tuple[Any, Any, Any]] = [
             updated_at=times,
             extensions=st.dictionaries(text, payloads, max_size=3),
             sandbox=text,
+        ),
+    ),
+    (
+        sandboxes.to_proto,
+        sandboxes.from_proto,
+        st.builds(
+            Sandbox,
+            id=text,
+            runtime=st.builds(Runtime, text, st.none() | payloads),
+            spec=st.none() | payloads,
+            labels=labels,
+            created_at=times,
+            updated_at=times,
+            extensions=st.dictionaries(text, payloads, max_size=3),
+            sandboxer=text,
         ),
     ),
     (images.to_proto, images.from_proto, st.builds(Image, text, descriptors, labels, times, times)),

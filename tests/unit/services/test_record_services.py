@@ -15,7 +15,9 @@ from cradled.api import (
     images_pb2,
     leases_pb2,
     namespaces_pb2,
+    sandbox_pb2,
     snapshots_pb2,
+    types_pb2,
 )
 from cradled.content.local import open_store
 from cradled.gc.scheduler import Scheduler
@@ -27,6 +29,7 @@ from cradled.services.containers import ContainersService
 from cradled.services.images import ImagesService
 from cradled.services.leases import LeasesService
 from cradled.services.namespaces import NamespacesService
+from cradled.services.sandboxes import SandboxStoreService
 from cradled.services.snapshots import SnapshotsService
 
 SPEC = {"type_url": "types.containerd.io/opencontainers/runtime-spec/1/Spec", "value": b"{}"}
@@ -42,6 +45,7 @@ async def stubs(tmp_path: Path) -> AsyncIterator[Any]:
     router.add(containers_pb2.Containers, ContainersService(db))
     router.add(images_pb2.Images, ImagesService(db, scheduler))
     router.add(leases_pb2.Leases, LeasesService(db, scheduler))
+    router.add(sandbox_pb2.Store, SandboxStoreService(db))
     router.add(snapshots_pb2.Snapshots, SnapshotsService(db))
     services = {
         service.name.rpartition(".")[2].lower(): Stub(
@@ -172,3 +176,81 @@ async def test_snapshotter_must_be_named_and_known(stubs: Any) -> None:
         await stubs.snapshots.stat(snapshots_pb2.StatSnapshotRequest(key="k"))
     with pytest.raises(errors.InvalidArgument, match=r"^snapshotter not loaded: x"):
         await stubs.snapshots.stat(snapshots_pb2.StatSnapshotRequest(snapshotter="x", key="k"))
+
+
+def sandbox(id: str, **fields: Any) -> types_pb2.Sandbox:
+    made = types_pb2.Sandbox(sandbox_id=id, sandboxer="shim", **fields)
+    made.runtime.name = "io.containerd.runc.v2"
+    return made
+
+
+async def create_sandbox(stubs: Any, id: str, **fields: Any) -> types_pb2.Sandbox:
+    request = sandbox_pb2.StoreCreateRequest(sandbox=sandbox(id, **fields))
+    return (await stubs.store.create(request)).sandbox
+
+
+async def test_sandboxes_are_kept(stubs: Any) -> None:
+    one = await create_sandbox(stubs, "one", labels={"a": "b"})
+    assert one.created_at == one.updated_at
+    assert one.created_at.seconds > 0
+    two = await create_sandbox(stubs, "two")
+    assert (await stubs.store.get(sandbox_pb2.StoreGetRequest(sandbox_id="one"))).sandbox == one
+    assert list((await stubs.store.list(sandbox_pb2.StoreListRequest())).list) == [one, two]
+    for filters in (["id==one"], ["labels.a==b"]):
+        listed = await stubs.store.list(sandbox_pb2.StoreListRequest(filters=filters))
+        assert list(listed.list) == [one]
+    await stubs.store.delete(sandbox_pb2.StoreDeleteRequest(sandbox_id="one"))
+    assert list((await stubs.store.list(sandbox_pb2.StoreListRequest())).list) == [two]
+
+
+async def test_sandbox_texts(stubs: Any) -> None:
+    await create_sandbox(stubs, "one")
+    with pytest.raises(errors.AlreadyExists, match=r'^sandbox bucket "one" already exists'):
+        await create_sandbox(stubs, "one")
+    with pytest.raises(errors.InvalidArgument, match=r'^identifier "a/b" must match'):
+        await create_sandbox(stubs, "a/b")
+    for rpc, request in [
+        ("get", sandbox_pb2.StoreGetRequest(sandbox_id="x")),
+        ("delete", sandbox_pb2.StoreDeleteRequest(sandbox_id="x")),
+        ("update", sandbox_pb2.StoreUpdateRequest(sandbox=sandbox("x"))),
+    ]:
+        with pytest.raises(errors.NotFound, match=r'^bucket "x" not found'):
+            await getattr(stubs.store, rpc)(request)
+
+
+async def test_sandbox_update(stubs: Any) -> None:
+    first = await create_sandbox(stubs, "one", labels={"a": "b", "c": "d"})
+    new = sandbox("one", labels={"a": "x"}, extensions={"e": {"value": b"1"}})
+    new.spec.value = b"s"
+    request = sandbox_pb2.StoreUpdateRequest(sandbox=new, fields=["labels.a", "spec"])
+    updated = (await stubs.store.update(request)).sandbox
+    assert dict(updated.labels) == {"a": "x", "c": "d"}
+    assert (updated.spec.value, len(updated.extensions)) == (b"s", 0)
+    assert updated.created_at == first.created_at
+    updated = (await stubs.store.update(sandbox_pb2.StoreUpdateRequest(sandbox=new))).sandbox
+    assert (dict(updated.labels), updated.extensions["e"].value) == ({"a": "x"}, b"1")
+    new.runtime.name = "other"
+    with pytest.raises(errors.InvalidArgument, match=r"Runtime.Name field is immutable"):
+        await stubs.store.update(sandbox_pb2.StoreUpdateRequest(sandbox=new))
+    request = sandbox_pb2.StoreUpdateRequest(sandbox=new, fields=["sandboxer"])
+    with pytest.raises(errors.InvalidArgument, match=r'^cannot update "sandboxer" field'):
+        await stubs.store.update(request)
+
+
+async def test_sandbox_labels_keep_what_they_refer_to(stubs: Any) -> None:
+    expired = {"containerd.io/gc.expire": "2020-01-01T00:00:00Z"}
+
+    async def images_after_collection() -> list[str]:
+        await stubs.leases.create(leases_pb2.CreateRequest(id="l"))
+        await stubs.leases.delete(leases_pb2.DeleteRequest(id="l", sync=True))
+        found = (await stubs.images.list(images_pb2.ListImagesRequest())).images
+        return [found.name for found in found]
+
+    await create_sandbox(stubs, "one", labels={"containerd.io/gc.ref.image": "i"})
+    for name in ("i", "other"):
+        made = image(name)
+        made.labels.update(expired)
+        await stubs.images.create(images_pb2.CreateImageRequest(image=made))
+    assert await images_after_collection() == ["i"]
+    await stubs.store.delete(sandbox_pb2.StoreDeleteRequest(sandbox_id="one"))
+    assert await images_after_collection() == []
