@@ -43,9 +43,9 @@ def _run(words: list[str]) -> int:
     except Failure as failure:
         return _complain(failure.what, failure.advice, failure.status)
     except Error as error:
-        from cradled.cli.failures import advice
+        from cradled.cli.failures import advice, wording
 
-        return _complain(str(error), advice(error))
+        return _complain(wording(error), advice(error))
 
 
 def _complain(what: str, advice: str = "", status: int = FAILED) -> int:

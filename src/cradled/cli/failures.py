@@ -19,6 +19,12 @@ class Failure(Exception):
         self.status = status
 
 
+def wording(error: errors.Error) -> str:
+    """The text of an error; the name of its class only where it says something more."""
+    plain = errors.InvalidArgument, errors.FailedPrecondition, errors.Unavailable
+    return error.what if isinstance(error, plain) and error.what else str(error)
+
+
 def advice(error: errors.Error) -> str:
     """What to do about an error of the runtime; empty where there is nothing to say."""
     text = str(error)

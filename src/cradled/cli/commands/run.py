@@ -13,7 +13,7 @@ import click
 from cradled.cli import terminal
 from cradled.cli.app import App, Command
 from cradled.cli.commands.logs import LOG_LABEL, log_path
-from cradled.cli.failures import Failure, advice, run_status
+from cradled.cli.failures import Failure, advice, run_status, wording
 from cradled.cli.output import print_json
 from cradled.client import Client, Container, ExecOptions, Options, Status, Task, names
 from cradled.errors import Error, NotFound
@@ -130,7 +130,7 @@ def _guarded(app: App, main: Any) -> int:
     try:
         return int(app.run(main))
     except Error as error:
-        raise Failure(str(error), advice(error), run_status(error)) from error
+        raise Failure(wording(error), advice(error), run_status(error)) from error
 
 
 async def _run_detached(
