@@ -233,6 +233,7 @@ async def _introspection(context: InitContext) -> Served:
 
     def make() -> Any:
         from cradled.oci import platforms
+        from cradled.runtime.info import runtime_info
         from cradled.services.introspection import IntrospectionService
 
         return IntrospectionService(
@@ -241,7 +242,7 @@ async def _introspection(context: InitContext) -> Served:
             pid=os.getpid(),
             pidns=pid_namespace(),
             platform=platforms.default(),
-            providers={},
+            providers={_TASKS: runtime_info},
         )
 
     return [(Introspection, Late(make))]

@@ -302,6 +302,13 @@ def _shim_cgroups(options: AnyValue | None) -> Sequence[str]:
     return directories
 
 
+def program_of(runtime: str) -> list[str]:
+    """The command that starts the shim program of a runtime. Raises Error."""
+    if (runtime or DEFAULT_RUNTIME) in OWN_RUNTIMES:
+        return _own_program()
+    return [resolve(runtime)]
+
+
 def _own_program() -> list[str]:
     """Our shim as a program, wherever it is installed."""
     code = (

@@ -1,0 +1,37 @@
+"""Async. What a runtime tells about itself: its shim's ``-info``, passed on unopened."""
+
+from __future__ import annotations
+
+import os
+
+from google.protobuf.message import DecodeError
+
+from cradled.aio import process
+from cradled.api.types_pb2 import RuntimeInfo, RuntimeRequest
+from cradled.core.values import AnyValue
+from cradled.errors import Error, InvalidArgument
+from cradled.runtime.launcher import program_of
+
+INFO_SECONDS = 10.0
+
+_REQUEST = RuntimeRequest.DESCRIPTOR.full_name
+
+
+async def runtime_info(options: AnyValue) -> AnyValue:
+    """Answer a ``containerd.types.RuntimeRequest`` with a ``RuntimeInfo``.
+
+    Raises InvalidArgument for other options, Error when the runtime is not there or fails.
+    """
+    if options.type_url.rpartition("/")[2] != _REQUEST:
+        raise InvalidArgument(f"unexpected options of type {options.type_url}")
+    try:
+        request = RuntimeRequest.FromString(options.value)
+    except DecodeError as error:
+        raise InvalidArgument(f"runtime request: {error}") from None
+    stdin = request.options.SerializeToString() if request.HasField("options") else b""
+    argv = [*program_of(request.runtime_path), "-info"]
+    done = await process.run(argv, env=os.environ, stdin=stdin, timeout=INFO_SECONDS)
+    if done.status:
+        output = done.stderr.decode(errors="replace").strip()
+        raise Error(f"shim -info failed: {output}: status {done.status}")
+    return AnyValue(RuntimeInfo.DESCRIPTOR.full_name, done.stdout)
