@@ -30,6 +30,7 @@ STOP_GRACE = 0.5
 """Seconds that calls under way are given when the daemon stops."""
 
 REQUIRED = (
+    f"{t.FORKED}.workers",
     f"{t.CONTENT}.content",
     f"{t.EVENT}.exchange",
     f"{t.METADATA}.bolt",

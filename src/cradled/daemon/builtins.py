@@ -18,6 +18,8 @@ from cradled.plugin import types as t
 from cradled.plugin.types import InitContext, Late, Registration, SkipPlugin
 from cradled.version import REVISION, SERVER_VERSION
 
+_LEFTOVERS_SECONDS = 10.0
+
 Served = list[tuple[Any, object]]
 
 _DB = (t.METADATA, "bolt")
@@ -177,8 +179,12 @@ async def _tasks(context: InitContext) -> Any:
 
 
 async def _workers(context: InitContext) -> Any:
+    from cradled.aio import threads
+    from cradled.workers import leftovers
     from cradled.workers.pool import Pool
 
+    if not await threads.run("fs", leftovers.wait, context.root_base, _LEFTOVERS_SECONDS):
+        raise TimeoutError("workers of the daemon before are still there")
     pool = Pool(context.get(*_ZYGOTE), context.root_base)
     context.stack.push_async_callback(pool.aclose)
     return pool
@@ -288,6 +294,8 @@ def _service(name: str) -> Registration:
 
 
 REGISTRATIONS: tuple[Registration, ...] = (
+    Registration(*_ZYGOTE, init=_zygote),
+    Registration(*_WORKERS, init=_workers),
     Registration(t.CONTENT, "content", init=_content),
     Registration(*_JOURNAL, init=_journal),
     Registration(*_EXCHANGE, (t.JOURNAL,), init=_exchange),
@@ -304,8 +312,6 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(t.GC, "scheduler", (t.METADATA,), init=_scheduler, config=sections.Scheduler),
     Registration(t.LEASE, "manager", (t.METADATA, t.GC)),
     Registration(t.SANDBOX_STORE, "local", (t.METADATA,)),
-    Registration(*_ZYGOTE, init=_zygote),
-    Registration(*_WORKERS, init=_workers),
     Registration(*_WALKING, (t.METADATA, t.FORKED), init=_walking, has_platform=True),
     Registration(*_SHIMS, (t.EVENT, t.METADATA, t.FORKED), _shims, sections.ShimManager),
     Registration(*_TASKS, (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL), init=_tasks, has_platform=True),
