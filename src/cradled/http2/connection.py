@@ -3,7 +3,8 @@
 ``receive`` takes bytes as they come, in pieces of any size, and returns what happened as events;
 the sending methods and the answers that the protocol asks for collect what ``take`` hands out
 for the socket. A shell reads, feeds, acts on the events, and writes what it takes, until
-``closed``: then it writes what is left and hangs up.
+``closed``: then it writes what is left and hangs up. Of a read that holds very many frames only
+some are handled at a time (``more``), so that no peer keeps a shell from its other work.
 
 Nothing that a peer sends raises. A peer that breaks the rules of a stream has the stream reset;
 one that breaks those of the connection gets GOAWAY, and the connection is closed. Sending on a
@@ -55,6 +56,7 @@ CONNECTION_WINDOW = 16 << 20
 FRAME_SIZE = 1 << 20  # the largest we take
 HEADERS_LIMIT = 64 << 10  # of a list of fields, and of a block
 _MAX_CONTINUATIONS = 256
+_FRAMES_AT_A_TIME = 256
 _EMPTY = memoryview(b"")
 _DRAINING = b"draining"
 
@@ -69,6 +71,7 @@ class Connection:
     def __init__(self, server: bool, interpret: Callable[[list[Field]], Any] = list) -> None:
         self.server = server
         self.closed = False
+        self.more = False  # call ``receive(b"")`` soon: there are more frames at hand
         self.gone_away = False  # the peer takes no new streams
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent_end)
@@ -224,7 +227,10 @@ class Connection:
         view = memoryview(data)
         pos, end = 0, len(data)
         unpack = HEAD.unpack_from
-        while pos < end:
+        self.more = False
+        for _ in range(_FRAMES_AT_A_TIME):
+            if pos == end:
+                break
             if self._data_left:
                 pos = self._continue_data(view, pos, events)
                 continue
@@ -248,6 +254,8 @@ class Connection:
             handle = _HANDLERS.get(kind)
             if handle is not None:
                 handle(self, flags, stream_id, data[start:pos], events)
+        else:
+            self.more = pos < end
         if pos < end:
             self._rest = data[pos:]
 

@@ -55,7 +55,14 @@ class GrpcConnection(asyncio.Protocol):
         self.flush()
         if self.http2.closed:
             self.transport.close()
+        elif self.http2.more:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._continue)
         self.handled()
+
+    def _continue(self) -> None:
+        self.transport.resume_reading()
+        self.data_received(b"")
 
     def pause_writing(self) -> None:
         self._paused = self.http2.outbox.hold = True

@@ -54,6 +54,14 @@ def sent(connection, limit=1 << 30):
     return b"".join(out)
 
 
+def hear(connection, data):
+    """All events of bytes, however many there are."""
+    events = connection.receive(data)
+    while connection.more:
+        events += connection.receive(b"")
+    return events
+
+
 def parse(data):
     """Frames of bytes: (type, flags, stream, payload)."""
     out = []
@@ -69,7 +77,7 @@ def parse(data):
 def greeted():
     """A server whose client has said hello."""
     server = Connection(server=True)
-    assert server.receive(HELLO) == []
+    assert hear(server, HELLO) == []
     sent(server)
     return server
 
@@ -104,7 +112,7 @@ class Pair:
             ):
                 data = sent(source)
                 for piece in self.cut(data):
-                    seen += target.receive(piece)
+                    seen += hear(target, piece)
         return events
 
 
@@ -212,16 +220,16 @@ def test_header_block_in_parts():
     data = frame(HEADERS, END_STREAM, 1, fragments[0])
     for fragment in fragments[1:]:
         data += frame(CONTINUATION, 0, 1, fragment)
-    events = server.receive(data + frame(CONTINUATION, END_HEADERS, 1))
+    events = hear(server, data + frame(CONTINUATION, END_HEADERS, 1))
     assert summary(events) == [("headers", 1, REQUEST, True)]
 
 
 def test_padding_and_priority():
     server = greeted()
     payload = b"\x03" + b"\x80\x00\x00\x00\x10" + BLOCK + bytes(3)
-    events = server.receive(frame(HEADERS, END_HEADERS | PADDED | WITH_PRIORITY, 1, payload))
-    events += server.receive(frame(DATA, PADDED, 1, b"\x05hello" + bytes(5)))
-    events += server.receive(frame(DATA, PADDED | END_STREAM, 1, b"\x02" + bytes(2)))
+    events = hear(server, frame(HEADERS, END_HEADERS | PADDED | WITH_PRIORITY, 1, payload))
+    events += hear(server, frame(DATA, PADDED, 1, b"\x05hello" + bytes(5)))
+    events += hear(server, frame(DATA, PADDED | END_STREAM, 1, b"\x02" + bytes(2)))
     assert summary(events) == [("headers", 1, REQUEST, False), ("data", 1, b"hello", True)]
     # padding counts for the windows
     assert server.streams[1].receive_window == STREAM_WINDOW - 11 - 3
@@ -231,31 +239,31 @@ def test_the_unknown_is_ignored():
     server = greeted()
     data = frame(0xEE, 0xFF, 77, b"?") + frames.settings([(0x99, 1), (3, 100)])
     data += frame(PRIORITY, 0, 9, bytes(5)) + request()
-    assert summary(server.receive(data)) == [("headers", 1, REQUEST, True)]
+    assert summary(hear(server, data)) == [("headers", 1, REQUEST, True)]
     assert not server.closed
 
 
 def test_ping():
     server = greeted()
-    server.receive(frame(PING, 0, 0, b"12345678") * 1000 + frame(PING, ACK, 0, b"abcdefgh"))
+    hear(server, frame(PING, 0, 0, b"12345678") * 1000 + frame(PING, ACK, 0, b"abcdefgh"))
     assert parse(sent(server)) == [(PING, ACK, 0, b"12345678")] * 1000
 
 
 def test_settings_are_acknowledged():
     server = greeted()
-    server.receive(frames.settings([(4, 100)]) + frame(SETTINGS, ACK, 0))
+    hear(server, frames.settings([(4, 100)]) + frame(SETTINGS, ACK, 0))
     assert parse(sent(server)) == [(SETTINGS, ACK, 0, b"")]
 
 
 def test_reserved_bit_of_stream_ids_is_ignored():
     server = greeted()
-    events = server.receive(request(1 | 1 << 31))
+    events = hear(server, request(1 | 1 << 31))
     assert summary(events) == [("headers", 1, REQUEST, True)]
 
 
 def test_long_header_blocks_are_continued():
     server = greeted()
-    server.receive(request())
+    hear(server, request())
     text = bytes(40_000)
     server.send_headers(server.streams[1], hpack.encode([(b"a", text)]), end=True)
     out = parse(sent(server))
@@ -270,7 +278,7 @@ def test_long_header_blocks_are_continued():
 
 def test_a_smaller_table_is_acknowledged_in_the_next_block():
     server = greeted()
-    server.receive(frames.settings([(1, 0)]) + request(1) + request(3))
+    hear(server, frames.settings([(1, 0)]) + request(1) + request(3))
     sent(server)
     server.send_reply(server.streams[1], b"\x88", b"", b"x", b"\x88")
     server.send_reply(server.streams[3], b"\x88", b"", b"x", b"\x88")
@@ -280,8 +288,22 @@ def test_a_smaller_table_is_acknowledged_in_the_next_block():
 
 def test_trailers_of_a_request():
     server = greeted()
-    events = server.receive(request(flags=END_HEADERS) + request())
+    events = hear(server, request(flags=END_HEADERS) + request())
     assert [event.ended for event in events] == [False, True]
+
+
+def test_very_many_frames_are_handled_some_at_a_time():
+    server = greeted()
+    data = b"".join(request(i) for i in range(1, 2001, 2))
+    seen, rounds = [], 0
+    for event in server.receive(data):
+        seen.append(event.stream.id)
+    while server.more:
+        rounds += 1
+        for event in server.receive(b""):
+            seen.append(event.stream.id)
+    assert seen == list(range(1, 2001, 2))
+    assert rounds == 1000 // 256
 
 
 # Ends
@@ -289,22 +311,22 @@ def test_trailers_of_a_request():
 
 def test_an_early_end_stops_the_client():
     server = greeted()
-    server.receive(request(flags=END_HEADERS) + frame(DATA, 0, 1, b"abc"))
+    hear(server, request(flags=END_HEADERS) + frame(DATA, 0, 1, b"abc"))
     server.send_headers(server.streams[1], b"\x88", end=True)
     assert parse(sent(server)) == [
         (HEADERS, END_HEADERS | END_STREAM, 1, b"\x88"),
         (RST_STREAM, 0, 1, b"\0\0\0\0"),
     ]
     assert not server.streams
-    assert server.receive(frame(DATA, END_STREAM, 1, b"late")) == []
-    assert server.receive(rst_stream(1, 8)) == []
-    assert server.receive(window_update(1, 10)) == []
+    assert hear(server, frame(DATA, END_STREAM, 1, b"late")) == []
+    assert hear(server, rst_stream(1, 8)) == []
+    assert hear(server, window_update(1, 10)) == []
     assert not server.closed
 
 
 def test_reset_by_the_peer():
     server = greeted()
-    (headers, reset) = server.receive(request(flags=END_HEADERS) + rst_stream(1, ErrorCode.CANCEL))
+    (headers, reset) = hear(server, request(flags=END_HEADERS) + rst_stream(1, ErrorCode.CANCEL))
     assert isinstance(reset, StreamReset)
     assert reset.code == ErrorCode.CANCEL
     stream = headers.stream
@@ -318,19 +340,19 @@ def test_reset_by_the_peer():
 
 def test_reset_drops_what_is_queued():
     server = greeted()
-    server.receive(request())
+    hear(server, request())
     stream = server.streams[1]
     server.send_data(stream, bytes(MIB))
     drained = []
     stream.drained = lambda: drained.append(stream.queued)
-    server.receive(rst_stream(1, 8))
+    hear(server, rst_stream(1, 8))
     assert drained == [0]
     assert sent(server) == b""
 
 
 def test_sending_after_the_end_is_our_bug():
     server = greeted()
-    server.receive(request(flags=END_HEADERS))
+    hear(server, request(flags=END_HEADERS))
     stream = server.streams[1]
     server.send_headers(stream, b"\x88", end=True)
     with pytest.raises(LocalProtocolError):
@@ -343,15 +365,15 @@ def test_sending_after_the_end_is_our_bug():
 
 def test_draining_loses_no_stream():
     server = greeted()
-    server.receive(request(1))
+    hear(server, request(1))
     server.drain()
     server.drain()
     (first, ping) = parse(sent(server))
     assert first[3][:4] == b"\x7f\xff\xff\xff"
-    server.receive(request(3) + frame(PING, ACK, 0, ping[3]))
+    hear(server, request(3) + frame(PING, ACK, 0, ping[3]))
     (last,) = parse(sent(server))
     assert (last[0], last[3][:4]) == (GOAWAY, b"\0\0\0\3")
-    assert server.receive(request(5) + frame(DATA, END_STREAM, 5, b"x")) == []
+    assert hear(server, request(5) + frame(DATA, END_STREAM, 5, b"x")) == []
     assert parse(sent(server)) == [(RST_STREAM, 0, 5, b"\0\0\0\7")]
     server.send_headers(server.streams[3], b"\x88", end=True)
     assert not server.closed
@@ -359,25 +381,25 @@ def test_draining_loses_no_stream():
 
 def test_client_of_a_server_that_goes_away():
     client = Connection(server=False)
-    client.receive(frames.settings([]))
+    hear(client, frames.settings([]))
     streams = [client.open(BLOCK, end=True) for _ in range(3)]
-    events = client.receive(goaway(3, ErrorCode.NO_ERROR, "bye"))
+    events = hear(client, goaway(3, ErrorCode.NO_ERROR, "bye"))
     assert summary(events) == [("reset", 5, ErrorCode.REFUSED_STREAM), ("away", 0, "bye")]
     assert isinstance(events[-1], GoneAway)
     assert not client.usable
     with pytest.raises(LocalProtocolError):
         client.open(BLOCK)
-    events = client.receive(frame(HEADERS, END_HEADERS | END_STREAM, 3, b"\x88"))
+    events = hear(client, frame(HEADERS, END_HEADERS | END_STREAM, 3, b"\x88"))
     assert events[0].stream is streams[1]
 
 
 def test_limit_of_streams():
     client = Connection(server=False)
-    client.receive(frames.settings([(3, 1)]))
+    hear(client, frames.settings([(3, 1)]))
     stream = client.open(BLOCK, end=True)
     assert client.usable
     assert not client.can_open
-    client.receive(frame(HEADERS, END_HEADERS | END_STREAM, stream.id, b"\x88"))
+    hear(client, frame(HEADERS, END_HEADERS | END_STREAM, stream.id, b"\x88"))
     assert client.can_open
 
 
@@ -390,11 +412,11 @@ def test_stream_ids_run_out():
 
 def test_close():
     server = greeted()
-    server.receive(request(7))
+    hear(server, request(7))
     server.close(ErrorCode.NO_ERROR, "done")
     server.close(ErrorCode.INTERNAL_ERROR)
     assert parse(sent(server)) == [(GOAWAY, 0, 0, b"\0\0\0\7\0\0\0\0done")]
-    assert server.receive(request(9)) == []
+    assert hear(server, request(9)) == []
 
 
 # Flow control
@@ -402,7 +424,7 @@ def test_close():
 
 def test_data_waits_for_windows_and_takes_turns():
     server = greeted()
-    server.receive(frames.settings([(4, MIB)]) + request(1) + request(3))
+    hear(server, frames.settings([(4, MIB)]) + request(1) + request(3))
     sent(server)
     one, three = server.streams[1], server.streams[3]
     server.send_data(one, b"1" * MIB, end=True)
@@ -413,14 +435,14 @@ def test_data_waits_for_windows_and_takes_turns():
     assert {stream_id for *_, stream_id, _ in out} == {1}
     assert one.queued + three.queued == 2 * MIB - 65535
 
-    server.receive(window_update(0, 200_000))
+    hear(server, window_update(0, 200_000))
     by_stream = {1: 0, 3: 0}
     for _, _, stream_id, payload in parse(sent(server)):
         by_stream[stream_id] += len(payload)
     assert sum(by_stream.values()) == 200_000
     assert max(by_stream.values()) - min(by_stream.values()) <= 64 * KIB
 
-    server.receive(window_update(0, 4 * MIB))
+    hear(server, window_update(0, 4 * MIB))
     out = parse(sent(server))
     ends = [(kind, stream_id) for kind, flags, stream_id, _ in out if flags & END_STREAM]
     assert sorted(ends) == [(DATA, 1), (HEADERS, 3)]
@@ -429,8 +451,9 @@ def test_data_waits_for_windows_and_takes_turns():
 
 def test_a_small_answer_overtakes_large_ones():
     server = greeted()
-    server.receive(
-        window_update(0, 8 * MIB) + frames.settings([(4, 8 * MIB)]) + request(1) + request(3)
+    hear(
+        server,
+        window_update(0, 8 * MIB) + frames.settings([(4, 8 * MIB)]) + request(1) + request(3),
     )
     sent(server)
     server.send_data(server.streams[1], bytes(4 * MIB))
@@ -442,17 +465,17 @@ def test_a_small_answer_overtakes_large_ones():
 
 def test_take_is_limited():
     server = greeted()
-    server.receive(window_update(0, 8 * MIB) + frames.settings([(4, 8 * MIB)]) + request(1))
+    hear(server, window_update(0, 8 * MIB) + frames.settings([(4, 8 * MIB)]) + request(1))
     server.send_data(server.streams[1], bytes(4 * MIB))
     assert len(b"".join(server.take(MIB))) < MIB + 2 * KIB
     assert parse(b"".join(server.take(0))) == []
-    server.receive(frame(PING, 0, 0, bytes(8)))
+    hear(server, frame(PING, 0, 0, bytes(8)))
     assert parse(b"".join(server.take(0))) == [(PING, ACK, 0, bytes(8))]
 
 
 def test_frames_are_as_large_as_the_peer_allows():
     server = greeted()
-    server.receive(window_update(0, MIB) + frames.settings([(4, MIB), (5, 100_000)]) + request(1))
+    hear(server, window_update(0, MIB) + frames.settings([(4, MIB), (5, 100_000)]) + request(1))
     sent(server)
     server.send_data(server.streams[1], bytes(MIB))
     assert max(len(payload) for *_, payload in parse(sent(server))) <= 100_000
@@ -460,7 +483,7 @@ def test_frames_are_as_large_as_the_peer_allows():
 
 def test_a_full_socket_holds_data_back():
     server = greeted()
-    server.receive(request(1))
+    hear(server, request(1))
     stream = server.streams[1]
     server.outbox.hold = True
     server.send_data(stream, b"abc")
@@ -472,50 +495,50 @@ def test_a_full_socket_holds_data_back():
 
 def test_windows_that_become_negative():
     server = greeted()
-    server.receive(request(1))
+    hear(server, request(1))
     stream = server.streams[1]
     server.send_data(stream, bytes(50_000))
     sent(server)
-    server.receive(frames.settings([(4, 10)]))
+    hear(server, frames.settings([(4, 10)]))
     assert stream.send_window == 10 - 50_000
     server.send_data(stream, b"", end=False)  # an empty frame needs no window
     server.send_data(stream, b"abc")
     assert [len(payload) for kind, *_, payload in parse(sent(server)) if kind == DATA] == [0]
-    server.receive(window_update(1, 50_000))
+    hear(server, window_update(1, 50_000))
     assert parse(sent(server)) == [(DATA, 0, 1, b"abc")]
 
 
 def test_a_grown_initial_window_frees_what_waits():
     server = greeted()
-    server.receive(window_update(0, MIB) + frames.settings([(4, 0)]) + request(1))
+    hear(server, window_update(0, MIB) + frames.settings([(4, 0)]) + request(1))
     sent(server)
     server.send_data(server.streams[1], b"abc", end=True)
     assert sent(server) == b""
-    server.receive(frames.settings([(4, 5)]))
+    hear(server, frames.settings([(4, 5)]))
     assert (DATA, END_STREAM, 1, b"abc") in parse(sent(server))
 
 
 def test_drained_is_told_when_little_is_left():
     server = greeted()
-    server.receive(window_update(0, MIB) + frames.settings([(4, 0)]) + request(1))
+    hear(server, window_update(0, MIB) + frames.settings([(4, 0)]) + request(1))
     stream = server.streams[1]
     server.send_data(stream, bytes(200_000))
     told = []
     stream.drained = lambda: told.append(stream.queued)
-    server.receive(window_update(1, 100_000))
+    hear(server, window_update(1, 100_000))
     sent(server)
     assert told == []
-    server.receive(window_update(1, 60_000))
+    hear(server, window_update(1, 60_000))
     sent(server)
     assert told == [40_000]
 
 
 def test_consumed_data_is_given_back():
     server = greeted()
-    server.receive(request(flags=END_HEADERS))
+    hear(server, request(flags=END_HEADERS))
     stream = server.streams[1]
     data = frame(DATA, 0, 1, bytes(FRAME_SIZE)) * 4
-    server.receive(data)
+    hear(server, data)
     updates = [stream_id for kind, _, stream_id, _ in parse(sent(server)) if kind == WINDOW_UPDATE]
     assert updates == [0]  # the connection's, at once; the stream's waits for us
     assert stream.receive_window == 0
@@ -527,11 +550,11 @@ def test_consumed_data_is_given_back():
 
 def test_data_of_reset_streams_counts_for_the_connection():
     server = greeted()
-    server.receive(request(flags=END_HEADERS))
+    hear(server, request(flags=END_HEADERS))
     server.reset(server.streams[1], ErrorCode.CANCEL)
     sent(server)
     for _ in range(2 * CONNECTION_WINDOW // FRAME_SIZE):
-        assert server.receive(frame(DATA, 0, 1, bytes(FRAME_SIZE))) == []
+        assert hear(server, frame(DATA, 0, 1, bytes(FRAME_SIZE))) == []
     increments = [int.from_bytes(payload, "big") for *_, payload in parse(sent(server))]
     assert sum(increments) == 2 * CONNECTION_WINDOW
     assert not server.closed
@@ -602,7 +625,7 @@ def test_errors_of_the_connection(name, cut):
     data, code = GREETED_ERRORS[name]
     server = greeted()
     for piece in cut(data):
-        server.receive(piece)
+        hear(server, piece)
     assert server.closed
     kind, _, _, payload = parse(sent(server))[-1]
     assert kind == GOAWAY
@@ -626,12 +649,12 @@ STREAM_ERRORS = {
 def test_errors_of_a_stream(name):
     data, code = STREAM_ERRORS[name]
     server = greeted()
-    events = server.receive(data)
+    events = hear(server, data)
     assert isinstance(events[-1], StreamReset)
     assert ErrorCode(events[-1].code).name == code
     (reset,) = [f for f in parse(sent(server)) if f[0] == RST_STREAM]
     assert ErrorCode(int.from_bytes(reset[3], "big")).name == code
-    assert summary(server.receive(request(3))) == [("headers", 3, REQUEST, True)]
+    assert summary(hear(server, request(3))) == [("headers", 3, REQUEST, True)]
 
 
 @pytest.mark.parametrize(
@@ -647,7 +670,7 @@ def test_errors_of_a_stream(name):
 def test_peers_that_do_not_say_hello(data, cut):
     server = Connection(server=True)
     for piece in cut(data):
-        server.receive(piece)
+        hear(server, piece)
     assert server.closed
 
 
@@ -658,9 +681,9 @@ def test_servers_that_break_the_rules_of_clients():
         frame(HEADERS, END_HEADERS, 3, b"\x88"),
     ):
         client = Connection(server=False)
-        client.receive(frames.settings([]))
+        hear(client, frames.settings([]))
         client.open(BLOCK)
-        client.receive(data)
+        hear(client, data)
         assert client.closed
 
 
@@ -672,7 +695,7 @@ def check_sane(connection, received):
     assert len(connection._rest) <= FRAME_SIZE + 9
     assert len(sent(connection)) <= 100 * received + 1000
     if connection.closed:
-        assert connection.receive(request(99)) == []
+        assert hear(connection, request(99)) == []
 
 
 raw_frames = st.builds(
@@ -695,14 +718,14 @@ raw_frames = st.builds(
 @given(st.booleans(), st.lists(st.one_of(raw_frames, st.binary(max_size=30)), max_size=20))
 def test_garbage_never_raises(server, pieces):
     connection = Connection(server=server)
-    connection.receive((PREFACE if server else b"") + frames.settings([]))
+    hear(connection, (PREFACE if server else b"") + frames.settings([]))
     if not server:
         connection.open(BLOCK)
     sent(connection)
     total = 0
     for piece in pieces:
         total += len(piece)
-        for event in connection.receive(piece):
+        for event in hear(connection, piece):
             if server and isinstance(event, HeadersReceived) and not event.stream.ending:
                 connection.send_reply(event.stream, b"\x88", b"", b"x", b"\x88")
     check_sane(connection, total)
@@ -713,11 +736,11 @@ def test_garbage_never_raises(server, pieces):
 def test_garbage_means_the_same_however_it_is_cut(pieces, random):
     data = b"".join(pieces)
     one, other = greeted(), greeted()
-    events = one.receive(data)
+    events = hear(one, data)
     seen = []
     while data:
         size = random.randint(1, 20)
-        seen += other.receive(data[:size])
+        seen += hear(other, data[:size])
         data = data[size:]
     assert summary(seen) == summary(events)
     assert other.closed == one.closed
