@@ -13,6 +13,7 @@ same zygote; jobs are imported in the worker.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -42,11 +43,10 @@ def forked(params: dict[str, Any], fds: list[int]) -> None:
 def confine() -> None:
     """Leave the daemon's namespaces and give up what is not needed."""
     from cradled.linux import capabilities as caps
-    from cradled.linux import libc, mount
+    from cradled.linux import libc
 
     libc.unshare(CLONE_NEWNS | CLONE_NEWNET)
-    # A slave: what the daemon unmounts goes here too, what is mounted here is seen nowhere else.
-    mount.mount_raw("", "", "/", mount.MS_SLAVE | mount.MS_REC)
+    _detach_mounts()
     caps.keep_only(
         (
             caps.CHOWN,
@@ -60,6 +60,19 @@ def confine() -> None:
     )
     os.umask(0)
     os.chdir("/")
+
+
+def _detach_mounts() -> None:
+    """Be a slave: what the daemon unmounts goes here too, mounts made here are seen nowhere else."""
+    from cradled.linux import mount
+
+    try:
+        mount.mount_raw("", "", "/", mount.MS_SLAVE | mount.MS_REC)
+    except OSError as error:
+        # The root of a chroot need not be a mount point. Then the few mounts made here may be seen
+        # outside too, until they are unmounted.
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def serve(control: socket.socket, mountpoint: str) -> None:
