@@ -205,7 +205,6 @@ class Shim:
             "namespace": self.mark,
             "bundle": str(bundle),
             "ttrpc_address": self.ear.path,
-            "runc_root": self.runc_root,
         }
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.path)
@@ -267,8 +266,8 @@ class Shim:
         bundle = self.bundles / id
         if not bundle.exists():
             self.bundle(id, *args, **(spec or {}))
-        if self.runtime != "runc" and "options" not in fields:
-            fields["options"] = options(binary_name=self.runtime)
+        if "options" not in fields:
+            fields["options"] = options(binary_name=self.runtime, root=self.runc_root)
         return self.call("Create", id=id, bundle=str(bundle), **fields).pid  # type: ignore[no-any-return]
 
     def connect(self, id: str = "") -> Any:

@@ -41,16 +41,13 @@ DRAIN = 10.0
 class Supervisor:
     """What all containers of a shim share."""
 
-    __slots__ = ("loop", "namespace", "publisher", "reaper", "runc_root")
+    __slots__ = ("loop", "namespace", "publisher", "reaper")
 
-    def __init__(
-        self, loop: Loop, reaper: Reaper, publisher: Publisher, namespace: str, runc_root: str
-    ) -> None:
+    def __init__(self, loop: Loop, reaper: Reaper, publisher: Publisher, namespace: str) -> None:
         self.loop = loop
         self.reaper = reaper
         self.publisher = publisher
         self.namespace = namespace
-        self.runc_root = runc_root
 
 
 class Process:
@@ -101,7 +98,7 @@ class Container:
         self._runc = runc.Runc(
             shim.reaper,
             options,
-            f"{options.root or shim.runc_root}/{shim.namespace}",
+            f"{options.root or runc.DEFAULT_ROOT}/{shim.namespace}",
             f"{request.bundle}/log.json",
         )
         names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
@@ -129,9 +126,6 @@ class Container:
         Of a container that is to be restored from a checkpoint, creation is left to the start.
         """
         request, init = self._request, self.init
-        if self._shim.runc_root != runc.DEFAULT_ROOT:
-            # Where the delete program has to look, should this process die.
-            self._options.root = self._options.root or self._shim.runc_root
         bundle.save_options(self.bundle, self._options, self._runc.binary)
         bundle.mount_rootfs(self.bundle, request.rootfs)
         try:

@@ -25,12 +25,9 @@ def forked(params: dict[str, Any], fds: Sequence[int]) -> None:
     """Serve until shut down. ``fds`` is the listening Unix socket.
 
     ``params``: ``namespace``, ``bundle`` (of the first container; the working directory, and where
-    the ``log`` FIFO lies), ``ttrpc_address`` (of the daemon's events service), ``runc_root``
-    (optional: where the runtime keeps its state unless a container's options say otherwise).
+    the ``log`` FIFO lies), ``ttrpc_address`` (of the daemon's events service; empty for none).
     """
     listener = socket(AF_UNIX, SOCK_STREAM, 0, fds[0])
     os.set_inheritable(fds[0], False)
     os.chdir(params["bundle"])
-    settings = Settings(params["namespace"], params["bundle"], params["ttrpc_address"])
-    settings.runc_root = params.get("runc_root") or settings.runc_root
-    run(listener, settings)
+    run(listener, Settings(params["namespace"], params["bundle"], params["ttrpc_address"]))

@@ -11,7 +11,6 @@ from cradled.shim.container import Supervisor
 from cradled.shim.loop import Loop
 from cradled.shim.publisher import Publisher
 from cradled.shim.reaper import Reaper
-from cradled.shim.runc import DEFAULT_ROOT
 from cradled.shim.server import Server
 
 TYPE_CHECKING = False
@@ -28,15 +27,12 @@ _PATIENCE = 60.0
 class Settings:
     """What a shim has to know. An empty ``ttrpc_address``: nobody wants events."""
 
-    __slots__ = ("bundle", "namespace", "runc_root", "ttrpc_address")
+    __slots__ = ("bundle", "namespace", "ttrpc_address")
 
-    def __init__(
-        self, namespace: str, bundle: str, ttrpc_address: str, runc_root: str = DEFAULT_ROOT
-    ) -> None:
+    def __init__(self, namespace: str, bundle: str, ttrpc_address: str) -> None:
         self.namespace = namespace
         self.bundle = bundle
         self.ttrpc_address = ttrpc_address
-        self.runc_root = runc_root
 
 
 def run(listener: socket, settings: Settings) -> None:
@@ -54,7 +50,7 @@ def run(listener: socket, settings: Settings) -> None:
 
     reaper = Reaper(loop, shut_down)
     reaper.start()
-    shim = Supervisor(loop, reaper, publisher, settings.namespace, settings.runc_root)
+    shim = Supervisor(loop, reaper, publisher, settings.namespace)
     tasks = service.TaskService(shim, shut_down)
 
     async def retire() -> None:
