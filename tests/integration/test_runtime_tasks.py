@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import leaks
@@ -137,7 +138,7 @@ async def test_standard_streams(node: Node) -> None:
     tasks, scope = node.tasks, node.scope
     fifos = Fifos(node.directory / "fifos", "stdin", "stdout", "stderr")
     node.add("io", "/bin/sh", "-c", "cat; echo done >&2")
-    stdio = Stdio(*(fifos.paths[name] for name in ("stdin", "stdout", "stderr")))
+    stdio = Stdio(fifos.paths["stdin"], fifos.paths["stdout"], fifos.paths["stderr"])
     await node.create("io", stdio=stdio)
     assert [p.stdio for p in await tasks.list(scope)] == [stdio]
     await tasks.start(scope, "io")
@@ -191,7 +192,7 @@ async def test_a_task_is_made_once(node: Node) -> None:
 )
 async def test_a_failed_creation_leaves_nothing(node: Node, change: str, text: str) -> None:
     node.add("bad", "no-such-program" if change == "program" else "/bin/true")
-    more: dict[str, object] = {}
+    more: dict[str, Any] = {}
     if change == "binary":
         options = runc_options_pb2.Options(
             binary_name="no-such-runc", root=str(node.directory / "runc")
@@ -265,9 +266,8 @@ async def test_a_deletion_goes_on_without_its_caller(node: Node) -> None:
 
 
 async def test_a_group_shares_a_shim(node: Node) -> None:
-    group = {"annotations": {"io.containerd.runc.v2.group": "pod"}}
     for id in ("one", "two"):
-        node.add(id, *FOREVER, **group)
+        node.add(id, *FOREVER, annotations={"io.containerd.runc.v2.group": "pod"})
     await asyncio.gather(node.create("one"), node.create("two"))
     assert node.saved("one")["address"] == node.saved("two")["address"]
     assert await node.shim_pid("one") == await node.shim_pid("two")

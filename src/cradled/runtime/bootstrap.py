@@ -60,17 +60,20 @@ class Daemon:
 
 def parse_output(output: bytes) -> Bootstrap:
     """What ``start`` printed. Raises Error for nothing usable, Unimplemented for one too new."""
-    result = _parse_message(output) or _parse_json(output) or _parse_text(output)
-    if result.version > MAX_VERSION:
-        raise Unimplemented(f"unsupported shim version ({result.version})")
-    if not result.address or result.protocol not in PROTOCOLS:
-        raise Error(f"shim gave no usable address: {output[:200]!r}")
-    return result
+    return _usable(_parse_message(output) or _parse_json(output) or _parse_text(output))
 
 
 def parse_json(data: bytes) -> Bootstrap:
     """The content of ``bootstrap.json``. Raises Error, Unimplemented."""
-    return parse_output(data if data.startswith(b"{") else b"")
+    return _usable(_parse_json(data) or Bootstrap(0, ""))
+
+
+def _usable(result: Bootstrap) -> Bootstrap:
+    if result.version > MAX_VERSION:
+        raise Unimplemented(f"unsupported shim version ({result.version})")
+    if result.address[:1] in ("", "{") or result.protocol not in PROTOCOLS:
+        raise Error(f"shim gave no usable address: {result.address[:200]!r}")
+    return result
 
 
 def parse_address(text: str, version: int) -> Bootstrap:

@@ -114,16 +114,21 @@ class Bundle:
 
     def remove(self) -> None:
         """Unmount and remove it with its work directory; one that is not there is fine."""
-        mount.unmount_all(self.rootfs, detach=True)
         with suppress(FileNotFoundError):
             try:
-                os.rmdir(self.rootfs)
+                os.rmdir(self.rootfs)  # fails where something is mounted, which is rare
             except OSError as error:
                 if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                     raise
                 mount.unmount_below(self.rootfs, detach=True)
-        for path in (self.path, self.work):
-            _remove_by_rename(path)
+        _remove_by_rename(self.path)
+        with suppress(FileNotFoundError):
+            try:
+                os.rmdir(self.work)  # mostly nothing was put there
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                _remove_by_rename(self.work)
 
 
 def group_of(spec: bytes) -> str:

@@ -142,8 +142,11 @@ class BinaryLauncher:
 
     async def start(self, bundle: Bundle, options: AnyValue | None, group: str, /) -> Bootstrap:
         """The program itself finds out about groups, if it need not do so twice at a time."""
-        async with self._groups((bundle.namespace, group or bundle.id)):
-            done = await self._run(bundle, options)
+        try:
+            async with self._groups((bundle.namespace, group or bundle.id)):
+                done = await self._run(bundle, options)
+        except OSError as error:
+            raise Error(f"failed to start shim: start failed: {error}") from error
         if done.status:
             output = done.stdout.decode(errors="replace").strip()
             raise Error(f"failed to start shim: start failed: {output}: {_status(done.status)}")

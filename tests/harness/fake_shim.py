@@ -1,0 +1,230 @@
+"""A shim without containers: the Task service over ttrpc, its processes in a table.
+
+``FakeShims`` is a launcher of such shims, each on a socket of its own in this process. They behave
+as the reference says, as far as the daemon can tell; ``script`` has them fail or hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cradled.api import task_v2_pb2, wellknown_pb2
+from cradled.api import task_v3_pb2 as pb
+from cradled.convert.values import timestamp
+from cradled.core.tasks import Exit
+from cradled.core.values import AnyValue
+from cradled.errors import AlreadyExists, Error, NotFound, Unavailable
+from cradled.rpc.call import Call
+from cradled.rpc.service import Router
+from cradled.rpc.ttrpc_server import TtrpcServer
+from cradled.runtime.bootstrap import Bootstrap
+from cradled.runtime.bundle import Bundle
+
+CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
+
+
+class _Process:
+    def __init__(self, pid: int, request: Any) -> None:
+        self.pid = pid
+        self.request = request
+        self.status = CREATED
+        self.exit_status = 0
+        self.exited_at = 0
+        self.ended = asyncio.Event()
+
+
+class FakeShim:
+    """One shim and its calls by name; ``script[name]`` runs before a call is answered."""
+
+    def __init__(self, path: str, version: int) -> None:
+        self.path = path
+        self.calls: list[str] = []
+        self.namespaces: set[str] = set()
+        self.script: dict[str, Callable[[], Any]] = {}
+        self.processes: dict[tuple[str, str], _Process] = {}
+        self._next_pid = 1000
+        router = Router()
+        router.add(pb.Task if version >= 3 else task_v2_pb2.Task, self)
+        self._server = TtrpcServer(router)
+
+    async def serve(self) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.path)
+        listener.listen()
+        await self._server.serve(listener)
+
+    async def die(self) -> None:
+        """Be gone, as if killed."""
+        await self._server.stop(0)
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+
+    def exit(self, id: str, status: int, exec_id: str = "") -> Exit:
+        """A process ends."""
+        process = self.processes[id, exec_id]
+        process.status, process.exit_status = STOPPED, status
+        process.exited_at = time.time_ns()
+        process.ended.set()
+        return Exit(process.pid, status, process.exited_at)
+
+    # The Task service
+
+    async def create(self, call: Call, request: Any) -> Any:
+        await self._enter("create", call)
+        if (request.id, "") in self.processes:
+            raise AlreadyExists(f"container {request.id}")
+        return pb.CreateTaskResponse(pid=self._add(request.id, "", request))
+
+    async def start(self, call: Call, request: Any) -> Any:
+        await self._enter("start", call)
+        process = self._find(request)
+        if process.status != CREATED:
+            raise Error("cannot start a running process")
+        process.status = RUNNING
+        return pb.StartResponse(pid=process.pid)
+
+    async def delete(self, call: Call, request: Any) -> Any:
+        await self._enter("delete", call)
+        process = self._find(request)
+        if process.status == RUNNING:
+            raise Error("cannot delete a running process")
+        del self.processes[request.id, request.exec_id]
+        return pb.DeleteResponse(
+            pid=process.pid,
+            exit_status=process.exit_status,
+            exited_at=timestamp(process.exited_at),
+        )
+
+    async def exec(self, call: Call, request: Any) -> Any:
+        await self._enter("exec", call)
+        if (request.id, request.exec_id) in self.processes:
+            raise AlreadyExists(f"id {request.exec_id}")
+        self._add(request.id, request.exec_id, request)
+        return wellknown_pb2.Empty()
+
+    async def wait(self, call: Call, request: Any) -> Any:
+        await self._enter("wait", call)
+        process = self._find(request)
+        await process.ended.wait()
+        at = timestamp(process.exited_at)
+        return pb.WaitResponse(exit_status=process.exit_status, exited_at=at)
+
+    async def kill(self, call: Call, request: Any) -> Any:
+        await self._enter("kill", call)
+        if self._find(request).status == STOPPED:
+            raise NotFound("process already finished")
+        self.exit(request.id, 128 + request.signal, request.exec_id)
+        return wellknown_pb2.Empty()
+
+    async def pause(self, call: Call, request: Any) -> Any:
+        await self._enter("pause", call)
+        self.processes[request.id, ""].status = PAUSED
+        return wellknown_pb2.Empty()
+
+    async def resume(self, call: Call, request: Any) -> Any:
+        await self._enter("resume", call)
+        self.processes[request.id, ""].status = RUNNING
+        return wellknown_pb2.Empty()
+
+    async def state(self, call: Call, request: Any) -> Any:
+        await self._enter("state", call)
+        process, made = self._find(request), self._find(request).request
+        return pb.StateResponse(
+            id=request.id,
+            pid=process.pid,
+            status=process.status,
+            stdin=made.stdin,
+            stdout=made.stdout,
+            stderr=made.stderr,
+            terminal=made.terminal,
+            exit_status=process.exit_status,
+            exited_at=timestamp(process.exited_at),
+            exec_id=request.exec_id,
+        )
+
+    async def stats(self, call: Call, request: Any) -> Any:
+        await self._enter("stats", call)
+        self._find(request)
+        return pb.StatsResponse(stats=wellknown_pb2.Any(type_url="stats", value=b"1"))
+
+    async def connect(self, call: Call, request: Any) -> Any:
+        await self._enter("connect", call)
+        process = self.processes.get((request.id, ""))
+        return pb.ConnectResponse(shim_pid=1, task_pid=process.pid if process else 0)
+
+    async def shutdown(self, call: Call, request: Any) -> Any:
+        await self._enter("shutdown", call)
+        if not self.processes:
+            asyncio.get_running_loop().create_task(self.die())
+        return wellknown_pb2.Empty()
+
+    async def _enter(self, name: str, call: Call) -> None:
+        self.calls.append(name)
+        self.namespaces.add(call.scope().namespace)
+        if name in self.script:
+            await self.script[name]()
+
+    def _add(self, id: str, exec_id: str, request: Any) -> int:
+        self._next_pid += 1
+        self.processes[id, exec_id] = _Process(self._next_pid, request)
+        return self._next_pid
+
+    def _find(self, request: Any) -> _Process:
+        process = self.processes.get((request.id, getattr(request, "exec_id", "")))
+        if process is None:
+            raise NotFound("container not created")
+        return process
+
+
+class FakeShims:
+    """A launcher; ``shims`` by container id, ``deleted`` what was cleaned up after."""
+
+    path = "/fake/containerd-shim-fake-v1"
+
+    def __init__(self, directory: Path, version: int = 3) -> None:
+        self.directory = directory
+        self.version = version
+        self.shims: dict[str, FakeShim] = {}
+        self.deleted: list[str] = []
+        self.script: dict[str, Callable[[], Any]] = {}
+        self.broken = False
+        self.end = Exit(77, 137, 5)
+
+    def of_runtime(self, name: str) -> FakeShims:
+        if name == "unknown":
+            raise Error("invalid runtime name unknown")
+        return self
+
+    def of_program(self, path: str) -> FakeShims:
+        assert path == self.path
+        return self
+
+    def options(self, options: AnyValue | None, /) -> AnyValue | None:
+        return options
+
+    async def start(self, bundle: Bundle, options: AnyValue | None, group: str, /) -> Bootstrap:
+        if self.broken:
+            raise Unavailable("no shim today")
+        path = str(self.directory / f"{bundle.id}.{len(self.shims)}")
+        shim = self.shims[bundle.id] = FakeShim(path, self.version)
+        shim.script.update(self.script)
+        await shim.serve()
+        result = Bootstrap(3, f"unix://{path}")
+        bundle.save_bootstrap(result)
+        return result
+
+    async def delete(self, bundle: Bundle, /) -> Exit:
+        self.deleted.append(bundle.id)
+        if self.broken:
+            raise Error("cannot clean up")
+        return self.end
+
+    async def aclose(self) -> None:
+        for shim in self.shims.values():
+            await shim.die()
