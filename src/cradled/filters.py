@@ -17,10 +17,12 @@ which is why a space before a comma is an error while a space after it is not.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from cradled import regexp
 from cradled.errors import InvalidArgument
 
 Adaptor = Callable[[tuple[str, ...]], str | None]
@@ -29,7 +31,6 @@ _OPERATORS = ("==", "!=", "~=")
 _EXPECTED_OPERATOR = 'expected an operator ("=="|"!="|"~=")'
 _FIELD_RUN = re.compile(r"[A-Za-z0-9_]+")
 _OPERATOR_RUN = re.compile(r"[=!~]+")
-_BEYOND_RE2 = re.compile(r"\\[1-9]|\(\?(?:[=!>#(]|<[=!]|P=)|[*+?}]\+")
 _QUOTES = '"/|'
 _SIMPLE_ESCAPES = {
     "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\",
@@ -44,7 +45,7 @@ class Selector(NamedTuple):
     path: tuple[str, ...]
     operator: str = ""
     value: str = ""
-    pattern: re.Pattern[str] | None = None
+    pattern: regexp.Pattern | None = None
 
     def match(self, adaptor: Adaptor) -> bool:
         found = adaptor(self.path)
@@ -54,7 +55,7 @@ class Selector(NamedTuple):
             return found == self.value
         if self.operator == "!=":
             return (found or "") != self.value
-        return self.pattern is not None and self.pattern.search(found or "") is not None
+        return self.pattern is not None and self.pattern.search(found or "")
 
 
 class Filter:
@@ -276,11 +277,10 @@ def _escape(text: str, index: int, quote: str, start: int) -> tuple[int, int]:
     return int(digits, base), first + count
 
 
-def _compile(pattern: str) -> re.Pattern[str] | None:
-    """None for a pattern that is not valid: it matches nothing."""
-    if _BEYOND_RE2.search(pattern):
-        return None
+@functools.lru_cache(256)
+def _compile(expression: str) -> regexp.Pattern | None:
+    """None for an expression that is not valid: it matches nothing."""
     try:
-        return re.compile(pattern, re.ASCII)
-    except (re.error, RecursionError, OverflowError):
+        return regexp.compile(expression)
+    except regexp.SyntaxFault:
         return None
