@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from cradled.archive.errors import CompressionError, Truncated
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 READ = 256 * 1024
 BLOCK = 256 * 1024  # stays in the core's cache between inflating, hashing and writing
 QUEUE = 16
+_MAX_HEADER = 1 << 20
 _ZSTD_WINDOW_LOG = 27  # 128 MiB: what the zstd program accepts by default
 
 Read = Callable[[int], bytes]
@@ -77,7 +78,11 @@ def uncompressed(read: Read, *, sniff: bool = True) -> Iterator[bytes]:
     while sniff and 0 < len(start) < 4 and (more := read(READ)):
         start += more
     kind = compression(start) if sniff else ""
-    return _decode(kind, start, read, decoder(kind)) if kind else _plain(start, read)
+    if kind == "gzip":
+        return _decode(_gzip(), start, read)
+    if kind == "zstd":
+        return _decode(_zstd(), start, read)
+    return _plain(start, read)
 
 
 def _plain(data: bytes, read: Read) -> Iterator[bytes]:
@@ -86,52 +91,85 @@ def _plain(data: bytes, read: Read) -> Iterator[bytes]:
         data = read(READ)
 
 
-def _decode(
-    kind: str, data: bytes, read: Read, tools: tuple[Callable[[], _Decoder], type[Exception]]
-) -> Iterator[bytes]:
+class _Format(NamedTuple):
+    kind: str
+    decoder: Callable[[], _Decoder]
+    failure: type[Exception]
+    is_started: Callable[[bytes], bool]
+    """Whether these bytes hold enough of a member's start for the decoder to begin with."""
+
+
+def _decode(form: _Format, data: bytes, read: Read) -> Iterator[bytes]:
     """Members (frames) one after the other; anything else behind one is an error, even zeros."""
-    new_decoder, failure = tools
     while data:
-        while len(data) < 4 and (more := read(READ)):
-            data += more
-        if compression(data) != kind:
-            raise CompressionError(f"{kind}: invalid header")
-        decoder = new_decoder()
+        data = _whole_start(form, data, read)
+        decoder = form.decoder()
         while True:
             try:
                 block = decoder.decompress(data, BLOCK)
-            except failure as error:
-                raise CompressionError(f"{kind}: {error}") from None
+            except form.failure as error:
+                raise CompressionError(f"{form.kind}: {error}") from None
             if block:
                 yield block
             if decoder.eof:
                 break
             data = b""
             if decoder.needs_input and not (data := read(READ)):
-                raise Truncated(f"{kind} stream")
+                raise Truncated(f"{form.kind} stream")
         data = decoder.unused_data or read(READ)
 
 
-def decoder(kind: str) -> tuple[Callable[[], _Decoder], type[Exception]]:
-    """How to make a decoder of ``gzip`` or ``zstd``, and what it raises for bad data."""
-    return _gzip_decoder() if kind == "gzip" else _zstd_decoder()
+def _whole_start(form: _Format, data: bytes, read: Read) -> bytes:
+    """``data`` and as much more as makes up the start of a member."""
+    while len(data) < 4 and (more := read(READ)):
+        data += more
+    if compression(data) != form.kind:
+        raise CompressionError(f"{form.kind}: invalid header")
+    while not form.is_started(data):
+        more = read(READ)
+        if not more:
+            raise Truncated(f"{form.kind} header")
+        data += more
+        if len(data) > _MAX_HEADER:
+            raise CompressionError(f"{form.kind}: invalid header")
+    return data
 
 
-def _gzip_decoder() -> tuple[Callable[[], _Decoder], type[Exception]]:
+def _gzip() -> _Format:
     from isal import igzip_lib
 
     # IsalError is a class; the package's stubs call it an instance.
     failure = cast("type[Exception]", igzip_lib.IsalError)
-    return partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP), failure
+    decoder = partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP)
+    return _Format("gzip", decoder, failure, _holds_gzip_header)
 
 
-def _zstd_decoder() -> tuple[Callable[[], _Decoder], type[Exception]]:
+def _holds_gzip_header(data: bytes) -> bool:
+    """Whether a header is there to its last byte (RFC 1952): cut in the middle of its optional
+    fields, isal takes what follows for compressed data."""
+    if len(data) < 10:
+        return False
+    flags, at = data[3], 10
+    if flags & 4:  # extra field
+        at += 2 + int.from_bytes(data[at : at + 2], "little")
+    for text in (8, 16):  # name, comment
+        if flags & text:
+            at = data.find(b"\0", at) + 1
+            if not at:
+                return False
+    if flags & 2:  # checksum
+        at += 2
+    return len(data) >= at
+
+
+def _zstd() -> _Format:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
-    return partial(zstd.ZstdDecompressor, options=options), zstd.ZstdError
+    decoder = partial(zstd.ZstdDecompressor, options=options)
+    return _Format("zstd", decoder, zstd.ZstdError, lambda data: True)
 
 
 class LayerStream:

@@ -37,9 +37,13 @@ class Directory:
         self.path = path
         self.inherits = inherits
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        """Close it now; of no use after."""
         if self.fd >= 0:
-            os.close(self.fd)
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    __del__ = close
 
     def below(self, name: bytes) -> bytes:
         """Canonical path of an entry."""
@@ -65,10 +69,9 @@ class RootedTree:
         self._last = self.root
 
     def close(self) -> None:
-        """Let go of all directories; the tree is of no use after."""
-        self._kept.clear()
-        self._aliases.clear()
-        self._last = self.root = Directory(-1, b"", False)
+        """Close all directories; the tree is of no use after."""
+        for directory in (*self._kept.values(), *self._aliases.values(), self._last, self.root):
+            directory.close()
 
     def directory(self, path: bytes, *, make: bool = False) -> Directory:
         """The directory at a path, with ``make`` after calling for what is missing.
