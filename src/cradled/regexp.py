@@ -12,7 +12,6 @@ the general categories are known (``\\pL``, ``\\p{Lu}``), scripts are not.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -510,6 +509,8 @@ def _category(name: str) -> Test:
         return lambda char: True
     if name not in _CATEGORIES:
         raise SyntaxFault("invalid character class range")
+    import unicodedata  # a megabyte that hardly any expression needs
+
     return lambda char: unicodedata.category(char).startswith(name)
 
 

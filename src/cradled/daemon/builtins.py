@@ -267,9 +267,13 @@ async def _version(context: InitContext) -> Served:
 
 async def _ttrpc_events(context: InitContext) -> Served:
     from cradled.api.events_ttrpc_pb2 import Events
-    from cradled.services.events_ttrpc import EventsTtrpcService
 
-    return [(Events, EventsTtrpcService(context.get(*_TASKS).forward))]
+    def make() -> Any:
+        from cradled.services.events_ttrpc import EventsTtrpcService
+
+        return EventsTtrpcService(context.get(*_TASKS).forward)
+
+    return [(Events, Late(make))]
 
 
 def _served(id: str, table: str, service: str, *needs: tuple[str, str]) -> Registration:

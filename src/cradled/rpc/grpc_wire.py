@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
 
 from cradled import errors
 from cradled.http2 import hpack
@@ -94,7 +93,11 @@ class ResponseHead:
         by_name = dict(pairs)
         self.http_status = by_name.get(":status", "")
         self.encoding = by_name.get("grpc-encoding", "identity")
-        self.text = unquote(by_name.get("grpc-message", ""), errors="replace")
+        self.text = by_name.get("grpc-message", "")
+        if "%" in self.text:
+            from urllib.parse import unquote  # only clients that are told of odd errors need it
+
+            self.text = unquote(self.text, errors="replace")
         self.code: int | None = None
         if "grpc-status" in by_name:
             code = by_name["grpc-status"]

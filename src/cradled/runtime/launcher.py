@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
-import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -122,6 +120,8 @@ def resolve(runtime: str) -> str:
         return runtime
     name = program_name(runtime)
     places = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
+    import shutil  # of all of it, only foreign shims need this
+
     found = shutil.which(name, path=places)
     if found is None:
         raise Error(f'runtime "{runtime}" binary not installed "{name}": file does not exist')
@@ -221,7 +221,7 @@ class ZygoteLauncher:
 
     def _socket_path(self, namespace: str, group: str) -> str:
         key = f"{self._daemon.grpc_address.rstrip('/')}/{namespace}/{group}"
-        name = hashlib.sha256(key.encode()).hexdigest() if group else secrets.token_hex(32)
+        name = hashlib.sha256(key.encode()).hexdigest() if group else os.urandom(32).hex()
         directory = self._daemon.socket_dir
         return f"{directory}/{name[: max(_PATH_LIMIT - len(directory) - 1, _SHORTEST_NAME)]}"
 

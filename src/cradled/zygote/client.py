@@ -13,7 +13,6 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import cradled
@@ -176,7 +175,7 @@ def _spawn(control: int, preload: list[str], env: dict[str, str]) -> int:
 
 def import_path() -> list[str]:
     """Where an isolated interpreter finds ``cradled`` and its dependencies: absolute paths only."""
-    own = str(Path(cradled.__file__).resolve().parent.parent)
+    own = os.path.dirname(os.path.dirname(os.path.realpath(cradled.__file__)))
     return [own, *(entry for entry in sys.path if os.path.isabs(entry) and entry != own)]
 
 
