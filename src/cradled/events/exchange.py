@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -20,6 +21,8 @@ from cradled.core.events import Envelope
 from cradled.errors import InvalidArgument, ResourceExhausted
 from cradled.events import topics
 from cradled.events.journal import Journal
+
+_log = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 65536
 
@@ -60,7 +63,10 @@ class Exchange:
 
     def _publish(self, record: _Record) -> None:
         if self._journal is not None and record.envelope.topic.startswith(topics.TASKS):
-            self._journal.append(record.encoded)
+            try:
+                self._journal.append(record.encoded)
+            except OSError:  # told twice after a restart is better than not told at all
+                _log.exception("cannot write the event journal")
         for key, group in list(self._groups.items()):
             if not group.members:
                 del self._groups[key]

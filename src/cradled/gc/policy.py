@@ -49,16 +49,20 @@ class Policy:
         elif self._needed():
             self._at_latest(self._interval_end(now))
 
-    def collected(self, seconds: float, now: float) -> None:
-        """A collection has ended that took so long."""
+    def started(self) -> None:
+        """A collection begins: what happened so far it takes care of."""
         self._deletions = self._mutations = 0
+        self.due = None
+
+    def ended(self, seconds: float, now: float) -> None:
+        """It has ended and took so long."""
         self._collections += 1
         self._seconds += seconds
         if self._config.pause_threshold > 0:
             average = max(self._seconds / self._collections, _LEAST_SECONDS)
             self._interval = average / self._config.pause_threshold - average
         self._ended = now
-        self.due = None
+        self.due = self._interval_end(now) if self._needed() else None
 
     def failed(self, now: float) -> None:
         """A collection broke off: it is tried again after an interval."""

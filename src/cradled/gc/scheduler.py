@@ -71,6 +71,7 @@ class Scheduler:
     async def _collect(self) -> Stats:
         loop = asyncio.get_running_loop()
         start = loop.time()
+        self._policy.started()
         collection = self._db.collection()
         try:
             await collection.load()
@@ -79,7 +80,7 @@ class Scheduler:
             collection.close()
         await collection.clean()
         stats.seconds = loop.time() - start
-        self._policy.collected(stats.seconds, loop.time())
+        self._policy.ended(stats.seconds, loop.time())
         return stats
 
     def _watch(self, mutations: int, deletions: int) -> None:

@@ -41,8 +41,8 @@ class Database:
         isolated: bool,
     ) -> None:
         self.engine = engine
-        self.namespaces = Namespaces(engine)
         self.janitor = Janitor(engine, backend, snapshotters)
+        self.namespaces = Namespaces(engine, self.janitor)
         names = BackendNames(engine)
         self._content = content.Common(engine, backend, self.janitor, names, isolated)
         self._snapshotters = {

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import sqlite3
@@ -36,6 +37,8 @@ from cradled.metadata import migrations
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+
+_log = logging.getLogger(__name__)
 
 PAGE = 256  # rows looked at without letting the loop go on
 BATCH_SECONDS = 0.005
@@ -83,7 +86,7 @@ class Transaction:
 
 
 class _Job(Generic[T]):
-    __slots__ = ("command", "deletions", "done", "error", "events", "result", "waiter")
+    __slots__ = ("changed", "command", "deletions", "done", "error", "events", "result", "waiter")
 
     def __init__(self, command: Callable[[Transaction], T]) -> None:
         self.command = command
@@ -93,6 +96,7 @@ class _Job(Generic[T]):
         self.error: BaseException | None = None
         self.events: list[Envelope] = []
         self.deletions = 0
+        self.changed = False
 
     def deliver(self) -> None:
         """On the loop's thread: wake the caller."""
@@ -109,7 +113,8 @@ class Engine:
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
         self.watcher: Callable[[int, int], None] | None = None
-        """Told after each commit, on the loop: how many commands ran, how much was deleted."""
+        """Told on the loop after each commit: how many commands changed something, how much they
+        deleted."""
         self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._ended = self._loop.create_future()
         self._touched: set[str] | None = None
@@ -218,16 +223,18 @@ class Engine:
 
     def _write_forever(self) -> None:
         _fill_log(f"{self.path}-wal")
-        while (job := self._queue.get()) is not None:
-            batch, last = self._write(job)
-            self._loop.call_soon_threadsafe(self._deliver, batch)
-            del job, batch
-            if last:
-                break
-            if self._changes >= CHECKPOINT_CHANGES:
-                self._checkpoint()
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            while (job := self._queue.get()) is not None:
+                batch, last = self._write(job)
+                self._loop.call_soon_threadsafe(self._deliver, batch)
+                del job, batch
+                if last:
+                    break
+                if self._changes >= CHECKPOINT_CHANGES:
+                    self._checkpoint()
         self._writer.close()
-        self._loop.call_soon_threadsafe(self._ended.set_result, None)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ended.set_result, None)
 
     def _write(self, job: _Job[Any]) -> tuple[list[_Job[Any]], bool]:
         """Commit one batch that begins with this job; also tells whether the end was seen."""
@@ -269,6 +276,7 @@ class Engine:
             job.error = error
             return self._writer.total_changes == before
         job.events, job.deletions = transaction.events, transaction.deletions
+        job.changed = self._writer.total_changes != before
         return True
 
     def _attempt_guarded(self, job: _Job[Any]) -> None:
@@ -298,14 +306,15 @@ class Engine:
     # The loop's thread again.
 
     def _deliver(self, batch: list[_Job[Any]]) -> None:
-        if self._publisher is not None:
-            events = [event for job in batch for event in job.events]
-            if events:
+        done = [job for job in batch if job.error is None and job.changed]
+        try:
+            events = [event for job in done for event in job.events]
+            if events and self._publisher is not None:
                 self._publisher.publish(events)
-        if self.watcher is not None:
-            done = [job for job in batch if job.error is None]
-            if done:
+            if done and self.watcher is not None:
                 self.watcher(len(done), sum(job.deletions for job in done))
+        except Exception:  # what was committed is done whatever a listener does
+            _log.exception("cannot tell what was committed")
         for job in batch:
             job.deliver()
 

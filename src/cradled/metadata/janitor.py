@@ -84,23 +84,24 @@ class Janitor:
     async def clean_content(self) -> None:
         """Remove orphaned blobs and ingests; what fails is tried again at the next call."""
         async with self._turns("content"):
-            if "content" in self._unknown:
-                await self._find_content()
-            await _each(self._blobs, self._remove_blob)
-            await _each(self._ingests, self.abort_ingest)
+            with _logged("content"):
+                if "content" in self._unknown:
+                    await self._find_content()
+                await _each(self._blobs, self._remove_blob)
+                await _each(self._ingests, self.abort_ingest)
 
     async def clean_snapshots(self, name: str) -> None:
         """Remove a snapshotter's orphans, children first, then have it clean up its own."""
-        backend = self._snapshotters[name]
         async with self._turns(name):
-            if f"snapshots/{name}" in self._unknown:
-                await self._find_snapshots(name)
-            orphans, busy = self._snapshots[name], True
-            while orphans and busy:
-                busy = False
-                for key in sorted(orphans):
-                    busy |= await self._remove_snapshot(name, key)
-            await backend.cleanup()
+            with _logged(name):
+                if f"snapshots/{name}" in self._unknown:
+                    await self._find_snapshots(name)
+                orphans, busy = self._snapshots[name], True
+                while orphans and busy:
+                    busy = False
+                    for key in sorted(orphans):
+                        busy |= await self._remove_snapshot(name, key)
+                await self._snapshotters[name].cleanup()
 
     async def abort_ingest(self, backend_ref: str) -> None:
         """Remove one ingest now."""
@@ -180,3 +181,12 @@ async def _each(names: Iterable[str], remove: Callable[[str], Coroutine[None, No
             for name in left[:_AT_ONCE]:
                 group.create_task(remove(name))
         left = left[_AT_ONCE:]
+
+
+@contextmanager
+def _logged(backend: str) -> Iterator[None]:
+    """A backend that fails is looked at again by the next collection; nobody waits for it."""
+    try:
+        yield
+    except Exception:
+        _log.exception("cannot clean up %s", backend)

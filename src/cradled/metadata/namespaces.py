@@ -5,6 +5,7 @@ Most come into being by the first object made in them; none goes away but by ``d
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 
 from cradled import identifiers
@@ -13,13 +14,15 @@ from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, N
 from cradled.events import topics
 from cradled.metadata import labels as marks
 from cradled.metadata.engine import Engine, Transaction
+from cradled.metadata.janitor import Janitor
 
 _EMPTIED = ("leases", "lease_resources", "ingests", "sandboxes")
 
 
 class Namespaces:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, janitor: Janitor) -> None:
         self._engine = engine
+        self._janitor = janitor
 
     async def get(self, name: str, /) -> dict[str, str]:
         """The labels; none for a namespace that does not exist."""
@@ -74,18 +77,22 @@ class Namespaces:
     async def delete(self, name: str, /) -> None:
         """Raises FailedPrecondition while objects are in it, NotFound."""
 
-        def command(tx: Transaction) -> None:
+        def command(tx: Transaction) -> builtins.list[tuple[str]]:
             if not tx.one("SELECT 1 FROM namespaces WHERE name=?", (name,)):
                 raise NotFound(f'namespace "{name}"')
             if left := _contents(tx, name):
                 text = f'namespace "{name}" must be empty, but it still has {", ".join(left)}'
                 raise FailedPrecondition(text)
+            ingests = tx.execute("SELECT backend_ref FROM ingests WHERE namespace=?", (name,))
+            refs: builtins.list[tuple[str]] = ingests.fetchall()
             for table in _EMPTIED:
                 tx.execute(f"DELETE FROM {table} WHERE namespace=?", (name,))
             tx.execute("DELETE FROM namespaces WHERE name=?", (name,))
             tx.emit(name, topics.namespace_deleted(name))
+            return refs
 
-        await self._engine.run(command)
+        for (backend_ref,) in await self._engine.run(command):
+            self._janitor.ingest(backend_ref)
 
 
 def _contents(tx: Transaction, name: str) -> list[str]:

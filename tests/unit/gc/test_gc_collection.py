@@ -379,3 +379,33 @@ async def test_a_snapshot_label_update_can_root_it(world: World, ns: ScopedDatab
     unroot = SnapshotInfo("l1", Kind.COMMITTED)
     await ns.snapshots("layers").update(unroot, [f"labels.{GC}root"])
     assert await world.collect() == {"snapshot": 1}
+
+
+async def test_a_backend_that_fails_spoils_nothing_else(
+    world: World, ns: ScopedDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await blob(ns, "stray")
+    await layers(ns, "loose")
+
+    async def fail() -> None:
+        raise OSError("snapshotter is gone")
+
+    async def refuse(key: str, /) -> None:
+        raise OSError("busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.layers, "cleanup", fail)
+        patch.setattr(world.layers, "remove", refuse)
+        assert await world.collect() == {"content": 1, "snapshot": 1}
+    assert world.blobs.blobs == {}
+    assert len(world.layers.infos) == 1
+    await world.collect()
+    assert world.layers.infos == {}
+
+
+async def test_ingests_of_a_deleted_namespace_go(world: World, ns: ScopedDatabase) -> None:
+    await world.collect()
+    await (await ns.content.writer("r")).close()
+    await world.db.namespaces.delete("ns")
+    await world.collect()
+    assert world.blobs.ingests == {}

@@ -62,10 +62,16 @@ def test_the_first_comes_after_the_startup_delay() -> None:
     assert policy(5.0, startup_delay=2.0).due == 7.0
 
 
+def run(made: Policy, seconds: float, now: float) -> None:
+    """A collection during which nothing happens."""
+    made.started()
+    made.ended(seconds, now)
+
+
 def collected(**config: float) -> Policy:
     """After a first collection that took 1 ms, at 10.0."""
     made = policy(**config)
-    made.collected(0.001, 10.0)
+    run(made, 0.001, 10.0)
     assert made.due is None
     return made
 
@@ -103,10 +109,10 @@ def test_enough_deletions_make_one_due_at_once() -> None:
 
 def test_long_collections_are_rare() -> None:
     made = policy(pause_threshold=0.1)
-    made.collected(2.0, 10.0)
+    run(made, 2.0, 10.0)
     made.changed(1, 1, 10.0)
     assert made.due == pytest.approx(28.0)
-    made.collected(0.0, 30.0)
+    run(made, 0.0, 30.0)
     made.changed(1, 1, 30.0)
     assert made.due == pytest.approx(39.0)
 
@@ -120,6 +126,18 @@ def test_a_failed_one_is_tried_again() -> None:
 def test_counts_begin_anew() -> None:
     made = collected()
     made.changed(99, 0, 10.0)
-    made.collected(0.001, 11.0)
+    run(made, 0.001, 11.0)
     made.changed(1, 0, 11.0)
+    assert made.due is None
+
+
+def test_what_happens_during_one_counts_for_the_next() -> None:
+    made = collected()
+    made.started()
+    made.changed(1, 1, 10.5)
+    made.ended(0.001, 11.0)
+    assert made.due == pytest.approx(11.245)
+    made.started()
+    assert made.due is None
+    made.ended(0.001, 12.0)
     assert made.due is None

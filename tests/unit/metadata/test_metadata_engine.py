@@ -147,12 +147,14 @@ async def test_the_watcher_hears_of_what_was_committed(engine: Engine) -> None:
     engine.watcher = lambda mutations, deletions: heard.append((mutations, deletions))
 
     def delete(tx: Transaction) -> None:
+        tx.execute("DELETE FROM namespaces")
         tx.deleted()
 
     def fail(tx: Transaction) -> None:
         tx.deleted()
         raise NotFound
 
+    await engine.run(lambda tx: None)
     await engine.run(insert("a"))
     await engine.run(delete)
     with pytest.raises(NotFound):
@@ -254,3 +256,28 @@ async def test_what_a_crash_left_in_the_log_is_there(tmp_path: Path) -> None:
     await copy.run(insert("b"))
     assert names(copy) == ["a", "b"]
     await copy.aclose()
+
+
+async def test_a_failing_listener_harms_no_writer(tmp_path: Path) -> None:
+    class Broken:
+        def publish(self, envelopes: Sequence[Envelope], /) -> None:
+            raise OSError("no space left")
+
+    engine = Engine(str(tmp_path / "broken.db"), Broken())
+    assert await engine.run(insert("a")) == "a"
+    await engine.aclose()
+
+
+def test_a_loop_that_is_gone_ends_the_writer(tmp_path: Path) -> None:
+    """An embedding program that never closed: the thread must not keep or upset it."""
+
+    async def leave() -> Engine:
+        engine = Engine(str(tmp_path / "left.db"), None)
+        await engine.run(insert("a"))
+        return engine
+
+    engine = asyncio.run(leave())
+    engine._queue.put(engines._Job(insert("b")))
+    engine._thread.join(30)
+    assert not engine._thread.is_alive()
+    engine._reader.close()
