@@ -28,7 +28,7 @@ def cradle(module_cradle: Cradle) -> Iterator[Cradle]:
     yield module_cradle
     module_cradle.remove_containers()
     assert module_cradle.ok("ps", "-a") == ""
-    assert not [path for path in (module_cradle.daemon.directory / "fifo").iterdir()]
+    assert list((module_cradle.daemon.directory / "fifo").glob("*")) == []
 
 
 def script(cradle: Cradle, text: str, *flags: str) -> str:
