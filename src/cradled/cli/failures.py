@@ -35,10 +35,12 @@ def advice(error: errors.Error) -> str:
         return f"choose another --name, or `cradle rm {taken[1]}` first"
     if isinstance(error, errors.FailedPrecondition) and text.startswith('container "'):
         return "`cradle stop` it first, or use --force" if "is running" in text else ""
-    if isinstance(error, errors.Unavailable):
-        return "start a daemon with `cradle daemon`, or leave --address out to have one started"
     if isinstance(error, errors.PermissionDenied):
         return "run as root"
+    if isinstance(error, errors.Unavailable):
+        if "permission denied" in text:  # of the socket
+            return "run as root"
+        return "start a daemon with `cradle daemon`, or leave --address out to have one started"
     return ""
 
 
@@ -48,11 +50,11 @@ def run_status(error: errors.Error) -> int:
     As for a shell: 127 a command that is not there, 126 one that cannot be run, 125 all else.
     """
     text = str(error).lower()
-    if "executable file not found" in text or "no such file or directory" in text:
+    if "oci runtime" not in text or not ("exec: " in text or "executable file" in text):
+        return 125
+    if "not found" in text or "no such file or directory" in text:
         return 127
-    if "permission denied" in text or "is a directory" in text:
-        return 126
-    return 125
+    return 126 if "permission denied" in text or "is a directory" in text else 125
 
 
 def _where_to_look(text: str) -> str:
