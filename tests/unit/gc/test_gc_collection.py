@@ -13,6 +13,7 @@ from cradled.core.containers import Container, Runtime
 from cradled.core.content import ContentInfo
 from cradled.core.images import Image
 from cradled.core.leases import Resource
+from cradled.core.sandboxes import Sandbox
 from cradled.core.snapshots import Kind, SnapshotInfo
 from cradled.core.values import AnyValue, Descriptor, Labels
 from cradled.gc.mark import Marker
@@ -409,3 +410,12 @@ async def test_ingests_of_a_deleted_namespace_go(world: World, ns: ScopedDatabas
     await world.db.namespaces.delete("ns")
     await world.collect()
     assert world.blobs.ingests == {}
+
+
+async def test_a_sandbox_keeps_what_its_labels_name(world: World, ns: ScopedDatabase) -> None:
+    await layers(ns, "base", "top")
+    labels = {GC + "ref.content": await blob(ns, "kept"), GC + "ref.snapshot.layers": "top"}
+    await ns.sandboxes.create(Sandbox("s", Runtime("r"), labels=labels))
+    assert await world.collect() == {}
+    await ns.sandboxes.delete("s")
+    assert await world.collect() == {"content": 1, "snapshot": 2}
