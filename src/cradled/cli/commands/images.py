@@ -19,6 +19,8 @@ from cradled.core.transfer import Progress, Tell
 from cradled.errors import Error
 
 _DIGEST_SHOWN = 19  # with "sha256:" in front
+_NAME_SHOWN = 25
+_DONE = frozenset({"complete", "already exists", "extracted"})
 
 
 async def _describe(client: Client, image: Image) -> dict[str, Any]:
@@ -165,12 +167,13 @@ def _progress() -> Iterator[Tell | None]:
         known: dict[str, Any] = {}
 
         def tell(progress: Progress) -> None:
-            name = progress.name or progress.event
-            if name not in known:
-                known[name] = bars.add_task(name[:40], total=progress.total or None)
-            total = progress.total or None
-            description = f"{progress.event} {progress.name[:40]}"
-            bars.update(known[name], description=description, completed=progress.done, total=total)
+            if not progress.total:
+                return
+            if progress.name not in known:
+                known[progress.name] = bars.add_task("", total=progress.total)
+            done = progress.total if progress.event in _DONE else progress.done
+            description = f"{progress.event:>11} {progress.name[:_NAME_SHOWN]}"
+            bars.update(known[progress.name], description=description, completed=done)
 
         yield tell
 
