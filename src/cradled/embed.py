@@ -38,10 +38,8 @@ class Runtime:
         namespace: str = "default",
         config: Config | None = None,
     ) -> None:
-        from dataclasses import replace
-
-        paths = {"root": os.path.abspath(root), "state": os.path.abspath(state)}
-        self._config = replace(config or Config(), **paths)  # type: ignore[arg-type]
+        root, state = os.path.abspath(root), os.path.abspath(state)
+        self._config = (config or Config())._replace(root=root, state=state)
         self._namespace = namespace
         self._stack = AsyncExitStack()
 

@@ -6,7 +6,6 @@ to import comes after them, while clients already queue.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 
@@ -16,6 +15,7 @@ from cradled.daemon.config import (
     Config,
     ConfigError,
     check_sections,
+    checked,
     from_tables,
     to_toml,
 )
@@ -64,10 +64,9 @@ def configure(args: arguments.Arguments) -> tuple[Config, list[str]]:
     state = os.path.abspath(args.state or config.state)
     if root == state:
         raise ConfigError(f"root and state must differ, both are {root}")
-    config = dataclasses.replace(config, root=root, state=state)
+    config = config._replace(root=root, state=state)
     if args.log_level:
-        debug = dataclasses.replace(config.debug, level=args.log_level)
-        config = dataclasses.replace(config, debug=debug)
+        config = config._replace(debug=checked(config.debug._replace(level=args.log_level)))
     if args.address:
         config = builtins.with_address(config, args.address)
     return config, warnings

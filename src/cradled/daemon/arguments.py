@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 USAGE = """\
 usage: cradled [flags]                 run the daemon
@@ -34,8 +34,7 @@ class UsageError(Exception):
     """The command line cannot be understood; the text says why."""
 
 
-@dataclass(slots=True)
-class Arguments:
+class Arguments(NamedTuple):
     """``command`` is serve, default, dump, version or help; empty texts were not given."""
 
     command: str = "serve"

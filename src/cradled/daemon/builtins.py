@@ -7,7 +7,6 @@ of the original, which only hand on, are listed because clients ask for them.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 from typing import Any
@@ -42,9 +41,9 @@ def endpoints(config: Config) -> tuple[sections.GrpcServer, sections.TtrpcServer
     """Where the daemon listens."""
     grpc: sections.GrpcServer = config.section(_GRPC_SERVER)
     ttrpc: sections.TtrpcServer = config.section(_TTRPC_SERVER)
-    grpc = dataclasses.replace(grpc, address=grpc.address.removeprefix("unix://"))
+    grpc = grpc._replace(address=grpc.address.removeprefix("unix://"))
     address = ttrpc.address.removeprefix("unix://") or f"{grpc.address}.ttrpc"
-    return grpc, dataclasses.replace(ttrpc, address=address)
+    return grpc, ttrpc._replace(address=address)
 
 
 def with_address(config: Config, address: str) -> Config:
@@ -52,7 +51,7 @@ def with_address(config: Config, address: str) -> Config:
     plugins = dict(config.plugins)
     for registration, path in ((_GRPC_SERVER, address), (_TTRPC_SERVER, f"{address}.ttrpc")):
         plugins[registration.uri] = {**plugins.get(registration.uri, {}), "address": path}
-    return dataclasses.replace(config, plugins=plugins)
+    return config._replace(plugins=plugins)
 
 
 async def _content(context: InitContext) -> Any:

@@ -7,10 +7,8 @@ have is left alone, because one file serves many daemons.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from cradled.plugin.types import SERVER, Registration
 
@@ -36,33 +34,23 @@ class ConfigError(Exception):
     """The configuration cannot be used; the text says why and where."""
 
 
-@dataclass(frozen=True, slots=True)
-class Debug:
-    """Raises ConfigError for words that no log knows."""
-
+class Debug(NamedTuple):
     level: str = "info"
     format: str = "text"
 
-    def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise ConfigError(f'unknown log level "{self.level}" ({", ".join(LEVELS)})')
-        if self.format not in FORMATS:
-            raise ConfigError(f'unknown log format "{self.format}" ({", ".join(FORMATS)})')
 
-
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """What the daemon runs with. ``plugins`` has the table of each plugin by its URI."""
 
     root: str = DEFAULT_ROOT
     state: str = DEFAULT_STATE
     temp: str = ""
     oom_score: int = 0
-    disabled_plugins: list[str] = field(default_factory=list)
-    required_plugins: list[str] = field(default_factory=list)
-    imports: list[str] = field(default_factory=list)
+    disabled_plugins: tuple[str, ...] = ()
+    required_plugins: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     debug: Debug = Debug()
-    plugins: dict[str, Table] = field(default_factory=dict)
+    plugins: Mapping[str, Table] = {}
 
     def section(self, registration: Registration) -> Any:
         """The configuration object of a plugin. Raises ConfigError for a value of a wrong type."""
@@ -71,7 +59,7 @@ class Config:
         return build(registration.config, self.plugins.get(registration.uri, {}), registration.uri)
 
 
-_TOP_LEVEL = {item.name: item for item in dataclasses.fields(Config)}
+_TOP_LEVEL = frozenset(Config._fields)
 _ACCEPTED = {"version", "proxy_plugins", "stream_processors", "timeouts", "cgroup"}
 """Known in the original's files but of no effect on what this daemon does so far."""
 
@@ -95,13 +83,22 @@ def from_tables(tables: Iterable[Table]) -> tuple[Config, list[str]]:
         if key in _TOP_LEVEL:
             values[key] = value
         elif key not in _ACCEPTED:
-            warnings.append(_unknown(key, _TOP_LEVEL.keys() | _ACCEPTED, "configuration"))
+            warnings.append(_unknown(key, _TOP_LEVEL | _ACCEPTED, "configuration"))
     debug = values.pop("debug", {})
     for key in debug.keys() - {"level", "format", "log_trace_id"}:
         warnings.append(_unknown(key, ["level", "format"], "debug"))
     chosen = {key: debug[key] for key in ("level", "format") if key in debug}
-    config = build(Config, values, "configuration")
-    return dataclasses.replace(config, debug=build(Debug, chosen, "debug")), warnings
+    config: Config = build(Config, values, "configuration")
+    return config._replace(debug=checked(build(Debug, chosen, "debug"))), warnings
+
+
+def checked(debug: Debug) -> Debug:
+    """The same. Raises ConfigError for words that no log knows."""
+    if debug.level not in LEVELS:
+        raise ConfigError(f'unknown log level "{debug.level}" ({", ".join(LEVELS)})')
+    if debug.format not in FORMATS:
+        raise ConfigError(f'unknown log format "{debug.format}" ({", ".join(FORMATS)})')
+    return debug
 
 
 def check_sections(config: Config, registrations: Iterable[Registration]) -> list[str]:
@@ -111,15 +108,10 @@ def check_sections(config: Config, registrations: Iterable[Registration]) -> lis
         table = config.plugins.get(registration.uri)
         if table is None:
             continue
-        known = [f.name for f in dataclasses.fields(registration.config or _NoConfig)]
+        known: Iterable[str] = registration.config._fields if registration.config else ()
         for key in table.keys() - set(known):
             warnings.append(_unknown(key, known, registration.uri))
     return warnings
-
-
-@dataclass(frozen=True, slots=True)
-class _NoConfig:
-    pass
 
 
 def lift(table: Table) -> Table:
@@ -184,22 +176,23 @@ def _copy(value: Any) -> Any:
 
 
 def build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
-    """An object of a configuration class; keys it does not know are left out.
+    """An instance of a configuration's named tuple; keys it does not know are left out.
 
     Raises ConfigError for a value whose type is not that of the default.
     """
-    default = cls()
     values: Table = {}
-    for item in dataclasses.fields(cls):
-        if item.name not in table:
+    for name, default in cls._field_defaults.items():
+        if name not in table:
             continue
-        value, wanted = table[item.name], getattr(default, item.name)
-        if isinstance(wanted, float) and type(value) is int:
+        value = table[name]
+        if type(value) is int and isinstance(default, float):
             value = float(value)
-        if type(value) is not type(wanted):
-            kind = type(wanted).__name__
-            raise ConfigError(f'{where}: key "{item.name}" wants a {kind}, not {value!r}')
-        values[item.name] = value
+        elif isinstance(value, list):
+            value = tuple(value)
+        if type(value) is not type(default):
+            kind = type(default).__name__
+            raise ConfigError(f'{where}: key "{name}" wants a {kind}, not {value!r}')
+        values[name] = value
     return cls(**values)
 
 
@@ -231,7 +224,7 @@ def _edits(a: str, b: str) -> int:
 def to_toml(config: Config, registrations: Iterable[Registration]) -> str:
     """The whole configuration as a version 4 file, with the sections of all our plugins."""
     top: Table = {"version": VERSION}
-    for name in _TOP_LEVEL.keys() - {"debug", "plugins"}:
+    for name in _TOP_LEVEL - {"debug", "plugins"}:
         top[name] = getattr(config, name)
     lines = [
         f"{key} = {_value(top[key])}" for key in ("version", *sorted(top.keys() - {"version"}))
@@ -241,7 +234,7 @@ def to_toml(config: Config, registrations: Iterable[Registration]) -> str:
     sections = {uri: dict(table) for uri, table in config.plugins.items()}
     for registration in registrations:
         if registration.config is not None:
-            known = dataclasses.asdict(config.section(registration))
+            known = config.section(registration)._asdict()
             sections[registration.uri] = {**sections.get(registration.uri, {}), **known}
     lines += ["", "[plugins]"]
     for uri in sorted(sections):
@@ -266,7 +259,7 @@ def _key(key: str) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"

@@ -10,8 +10,7 @@ import builtins
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 CONTENT = "io.containerd.content.v1"
 DIFFER = "io.containerd.differ.v1"
@@ -49,12 +48,11 @@ class SkipPlugin(Exception):
         return f"{reason}: skip plugin" if reason else "skip plugin"
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(NamedTuple):
     """A plugin as its author declares it.
 
     ``requires`` names types: all plugins of these are there before ``init`` is called, which
-    returns what others ``get``. ``config`` is a dataclass with a default for each key.
+    returns what others ``get``. ``config`` is a named tuple with a default for each key.
     """
 
     type: str
@@ -83,26 +81,25 @@ class Late:
         return self._made
 
 
-@dataclass(slots=True)
 class Plugin:
     """A registered plugin and what became of it; ``error`` is None where all went well.
 
     ``instance`` may be ``Late``; ``InitContext.get`` gives what is in it.
     """
 
-    registration: Registration
-    instance: Any = None
-    exports: dict[str, str] = field(default_factory=dict)
-    capabilities: list[str] = field(default_factory=list)
-    error: Exception | None = None
+    def __init__(self, registration: Registration) -> None:
+        self.registration = registration
+        self.instance: Any = None
+        self.exports: dict[str, str] = {}
+        self.capabilities: list[str] = []
+        self.error: Exception | None = None
 
     @property
     def skipped(self) -> bool:
         return isinstance(self.error, SkipPlugin)
 
 
-@dataclass(slots=True)
-class InitContext:
+class InitContext(NamedTuple):
     """What ``init`` is given.
 
     ``properties`` are the daemon's own facts: ``grpc_address`` and ``ttrpc_address``. ``stack``

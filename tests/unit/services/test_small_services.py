@@ -79,14 +79,13 @@ async def provider(options: AnyValue) -> AnyValue:
 
 def introspection() -> Any:
     plugins = [
-        Plugin(
-            Registration("t.snapshotter", "overlayfs", ("t.other",), has_platform=True),
-            exports={"root": "/r"},
-            capabilities=["rebase"],
-        ),
+        Plugin(Registration("t.snapshotter", "overlayfs", ("t.other",), has_platform=True)),
         Plugin(Registration("t.runtime", "task")),
-        Plugin(Registration("t.skipped", "x"), error=SkipPlugin("not wanted")),
+        Plugin(Registration("t.skipped", "x")),
     ]
+    plugins[0].exports["root"] = "/r"
+    plugins[0].capabilities.append("rebase")
+    plugins[2].error = SkipPlugin("not wanted")
     service = IntrospectionService(
         {(p.registration.type, p.registration.id): p for p in plugins},
         uuid="u",
