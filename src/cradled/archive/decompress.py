@@ -78,11 +78,13 @@ def uncompressed(read: Read, *, sniff: bool = True) -> Iterator[bytes]:
     while sniff and 0 < len(start) < 4 and (more := read(READ)):
         start += more
     kind = compression(start) if sniff else ""
-    if kind == "gzip":
-        return _decode(_gzip(), start, read)
-    if kind == "zstd":
-        return _decode(_zstd(), start, read)
-    return _plain(start, read)
+    return _decode(format_of(kind), start, read) if kind else _plain(start, read)
+
+
+def load() -> None:
+    """Import the decompressors, which otherwise are imported by the first layer that needs one."""
+    _gzip()
+    _zstd()
 
 
 def _plain(data: bytes, read: Read) -> Iterator[bytes]:
@@ -91,7 +93,9 @@ def _plain(data: bytes, read: Read) -> Iterator[bytes]:
         data = read(READ)
 
 
-class _Format(NamedTuple):
+class Format(NamedTuple):
+    """How to take a compressed stream apart: a decoder for each member (frame) of it."""
+
     kind: str
     decoder: Callable[[], _Decoder]
     failure: type[Exception]
@@ -99,7 +103,12 @@ class _Format(NamedTuple):
     """Whether these bytes hold enough of a member's start for the decoder to begin with."""
 
 
-def _decode(form: _Format, data: bytes, read: Read) -> Iterator[bytes]:
+def format_of(kind: str) -> Format:
+    """For ``gzip`` or ``zstd``."""
+    return _gzip() if kind == "gzip" else _zstd()
+
+
+def _decode(form: Format, data: bytes, read: Read) -> Iterator[bytes]:
     """Members (frames) one after the other; anything else behind one is an error, even zeros."""
     while data:
         data = _whole_start(form, data, read)
@@ -119,7 +128,7 @@ def _decode(form: _Format, data: bytes, read: Read) -> Iterator[bytes]:
         data = decoder.unused_data or read(READ)
 
 
-def _whole_start(form: _Format, data: bytes, read: Read) -> bytes:
+def _whole_start(form: Format, data: bytes, read: Read) -> bytes:
     """``data`` and as much more as makes up the start of a member."""
     while len(data) < 4 and (more := read(READ)):
         data += more
@@ -135,13 +144,13 @@ def _whole_start(form: _Format, data: bytes, read: Read) -> bytes:
     return data
 
 
-def _gzip() -> _Format:
+def _gzip() -> Format:
     from isal import igzip_lib
 
     # IsalError is a class; the package's stubs call it an instance.
     failure = cast("type[Exception]", igzip_lib.IsalError)
     decoder = partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP)
-    return _Format("gzip", decoder, failure, _holds_gzip_header)
+    return Format("gzip", decoder, failure, _holds_gzip_header)
 
 
 def _holds_gzip_header(data: bytes) -> bool:
@@ -162,14 +171,14 @@ def _holds_gzip_header(data: bytes) -> bool:
     return len(data) >= at
 
 
-def _zstd() -> _Format:
+def _zstd() -> Format:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
     decoder = partial(zstd.ZstdDecompressor, options=options)
-    return _Format("zstd", decoder, zstd.ZstdError, lambda data: True)
+    return Format("zstd", decoder, zstd.ZstdError, lambda data: True)
 
 
 class LayerStream:
@@ -184,10 +193,10 @@ class LayerStream:
         self._hash = hashlib.sha256()
         self._read = read
         self._sniff = sniff
-        self._blocks: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+        self._blocks: SimpleQueue[bytes | BaseException] = SimpleQueue()
         self._room = threading.Semaphore(QUEUE)
         self._stopped = False
-        self._ended = False
+        self._end: BaseException | None = None  # StopIteration, or what went wrong
         self._thread = threading.Thread(target=self._produce, name="inflate", daemon=True)
 
     @property
@@ -213,16 +222,13 @@ class LayerStream:
         return self
 
     def __next__(self) -> bytes:
-        if self._ended:
-            raise StopIteration
-        block = self._blocks.get()
-        self._room.release()
-        if isinstance(block, bytes):
-            return block
-        self._ended = True
-        if block is None:
-            raise StopIteration
-        raise block
+        if self._end is None:
+            block = self._blocks.get()
+            self._room.release()
+            if isinstance(block, bytes):
+                return block
+            self._end = block
+        raise self._end
 
     def drain(self) -> None:
         """Read to the end, so that digest and size are those of the whole stream."""
@@ -230,7 +236,7 @@ class LayerStream:
             pass
 
     def _produce(self) -> None:
-        end: BaseException | None = None
+        end: BaseException = StopIteration()
         try:
             for block in _gathered(uncompressed(self._read, sniff=self._sniff)):
                 self._hash.update(block)

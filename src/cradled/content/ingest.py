@@ -40,7 +40,7 @@ class Ingest:
         self.total = total
         self.started_at = started_at
         self.gone = False
-        self._path = path
+        self.path = path
         self._lock = threading.Lock()
         self._fd = -1  # until there is a directory
         self._written = 0
@@ -98,7 +98,7 @@ class Ingest:
         with self._lock:
             self.gone = True
             self._close()
-            return remove(self._path)
+            return remove(self.path)
 
     def close(self) -> None:
         with self._lock:
@@ -120,12 +120,12 @@ class Ingest:
         os.fsync(self._fd)
         failpoints.hit("content.commit.synced")
         try:
-            libc.rename_exclusive(f"{self._path}/data", target)
+            libc.rename_exclusive(f"{self.path}/data", target)
             new = True
         except FileExistsError:
             new = False
         self._close()
-        remove(self._path)
+        remove(self.path)
         return new
 
     def _hash_file(self, algorithm: str) -> hashlib._Hash:
@@ -137,7 +137,7 @@ class Ingest:
         return state
 
     def _make(self) -> None:
-        os.mkdir(self._path)
+        os.mkdir(self.path)
         self._record("ref", self.ref)
         self._record("startedat", format_time(self.started_at))
         self._record("updatedat", format_time(self.started_at))
@@ -146,7 +146,7 @@ class Ingest:
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        path = f"{self._path}/data"
+        path = f"{self.path}/data"
         try:
             self._fd = os.open(path, flags, 0o644)
         except PermissionError:  # not root, and a commit died after it had set the blob's mode
@@ -155,7 +155,7 @@ class Ingest:
         self._written = self._flushed = os.fstat(self._fd).st_size
 
     def _record(self, name: str, text: str) -> None:
-        fs.atomic_write(f"{self._path}/{name}", text.encode(), sync=False)
+        fs.atomic_write(f"{self.path}/{name}", text.encode(), sync=False)
 
     def _check(self) -> None:
         if self.gone:

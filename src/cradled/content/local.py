@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from cradled import digest as digests
 from cradled import filters as filter_language
@@ -68,11 +68,17 @@ class LocalReader:
 
 
 class LocalContentStore:
-    """Implements ``core.content.ContentStore``; made by ``open_store``."""
+    """Implements ``core.content.ContentStore``; made by ``open_store``.
 
-    def __init__(self, root: str) -> None:
+    What cannot be on disk is not looked for there: hashes of the digests of blobs and names of
+    the directories of ingests are kept in memory, so that beginning a new blob costs no hop.
+    """
+
+    def __init__(self, root: str, blobs: Iterable[str], kept: Iterable[str]) -> None:
         self._blobs = f"{root}/blobs"
         self._ingests = f"{root}/ingest"
+        self._hashes = {hash(digest) for digest in blobs}
+        self._kept = set(kept)
         self._directories: dict[str, fs.SharedSync] = {}
         self._locked: dict[str, int] = {}
         self._writers: dict[str, LocalWriter] = {}
@@ -100,6 +106,8 @@ class LocalContentStore:
             await threads.run("fs", os.unlink, self._blob(digest))
         except FileNotFoundError:
             raise NotFound(f"content {digest}") from None
+        finally:
+            self._hashes.discard(hash(digest))
 
     async def open(self, digest: str, /) -> LocalReader:
         path = self._blob(digest)
@@ -128,7 +136,7 @@ class LocalContentStore:
         writer = self._writers.get(ref)
         if writer is not None and not writer.ingest.gone:
             return writer.status()
-        status = await threads.run("fs", ingests.load, self._ingest(ref))
+        status = await self._load(self._ingest(ref))
         if status is None:
             raise NotFound(f"reference {ref}")
         return status
@@ -142,23 +150,30 @@ class LocalContentStore:
 
     async def abort(self, ref: str, /) -> None:
         writer = self._writers.get(ref)
+        path = self._ingest(ref)
         if writer is not None:
             await threads.run("fs", writer.ingest.drop)
-        elif not await threads.run("fs", ingests.remove, self._ingest(ref)):
+        elif path not in self._kept or not await threads.run("fs", ingests.remove, path):
             raise NotFound(f"reference {ref}")
+        self._kept.discard(path)
 
     async def publish(self, ingest: Ingest, chunks: Sequence[bytes], digest: str) -> bool:
         """For writers: make an ingest a durable blob; False when it exists (durably) already."""
         self._unsynced.add(digest)
+        self._hashes.add(hash(digest))
         try:
             return await threads.run("fs", self._publish, ingest, chunks, digest)
         finally:
             self._unsynced.discard(digest)
 
-    def release(self, ref: str) -> None:
+    def release(self, ingest: Ingest) -> None:
         """For writers: let others have the ref."""
-        self._writers.pop(ref, None)
-        self._locked.pop(ref, None)
+        self._writers.pop(ingest.ref, None)
+        self._locked.pop(ingest.ref, None)
+        if ingest.gone:
+            self._kept.discard(ingest.path)
+        else:
+            self._kept.add(ingest.path)
 
     def _publish(self, ingest: Ingest, chunks: Sequence[bytes], digest: str) -> bool:
         directory = self._directory(digests.split(digest)[0])
@@ -182,7 +197,12 @@ class LocalContentStore:
     def _ingest(self, ref: str) -> str:
         return f"{self._ingests}/{hashlib.sha256(ref.encode()).hexdigest()}"
 
+    async def _load(self, path: str) -> IngestStatus | None:
+        return await threads.run("fs", ingests.load, path) if path in self._kept else None
+
     async def _refuse_existing(self, digest: str) -> None:
+        if hash(digest) not in self._hashes:
+            return
         try:
             await self.info(digest)
         except NotFound:
@@ -204,7 +224,7 @@ class LocalContentStore:
         algorithm = digests.split(expected)[0] if expected else digests.CANONICAL
         path = self._ingest(ref)
         now = time.time_ns()
-        found = await threads.run("fs", ingests.load, path)
+        found = await self._load(path)
         if found is not None and not (total and found.total and total != found.total):
             ingest = Ingest(path, ref, found.total, found.started_at)
             state = await threads.run("bulk", ingest.resume, algorithm)
@@ -220,11 +240,10 @@ class LocalContentStore:
 
 async def open_store(root: str) -> LocalContentStore:
     """The store in a directory, made if it is not there."""
-    await threads.run("fs", _prepare, root)
-    return LocalContentStore(root)
+    return await threads.run("fs", _open_store, root)
 
 
-def _prepare(root: str) -> None:
+def _open_store(root: str) -> LocalContentStore:
     blobs = f"{root}/blobs"
     ingest = f"{root}/ingest"
     os.makedirs(f"{blobs}/{digests.CANONICAL}", exist_ok=True)
@@ -232,9 +251,13 @@ def _prepare(root: str) -> None:
     # A blob that was named right before the last process died may not be durable yet.
     for path in (*(entry.path for entry in os.scandir(blobs) if entry.is_dir()), blobs, root):
         fs.sync_directory(path)
-    for name in os.listdir(ingest):
-        if ingests.load(f"{ingest}/{name}") is None:
-            ingests.remove(f"{ingest}/{name}")
+    kept = []
+    for path in (entry.path for entry in os.scandir(ingest)):
+        if ingests.load(path) is None:
+            ingests.remove(path)
+        else:
+            kept.append(path)
+    return LocalContentStore(root, _list_blobs(blobs), kept)
 
 
 def _field(name: str, value: str) -> filter_language.Adaptor:

@@ -113,7 +113,7 @@ class LocalWriter:
                     await threads.run("fs", self.ingest.keep, self._chunks, self._updated_at)
         finally:
             self.ingest.close()
-            self._store.release(self.ingest.ref)
+            self._store.release(self.ingest)
 
     def _check_usable(self) -> None:
         if self._closed or self._broken:

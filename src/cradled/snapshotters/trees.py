@@ -22,10 +22,10 @@ class Trees(Protocol):
 
 
 class ThreadTrees:
-    """Implements ``Trees`` in the pool ``bulk``."""
+    """Implements ``Trees`` in the pool ``fs``."""
 
     async def usage(self, path: str, /) -> Usage:
-        return Usage(*await threads.run("bulk", tree.usage, path))
+        return Usage(*await threads.run("fs", tree.usage, path))
 
     async def remove(self, path: str, /) -> None:
-        await threads.run("bulk", tree.remove_tree, path)
+        await threads.run("fs", tree.remove_tree, path)

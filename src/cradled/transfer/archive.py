@@ -154,20 +154,33 @@ def _metadata_size(block: bytes) -> int:
 
 async def _inflated(source: Source, kind: str) -> AsyncIterator[bytes]:
     """Members (frames) one after the other, as ``archive.decompress`` takes them."""
-    make, failure = decompress.decoder(kind)
-    data = await source.piece(PIECE)
-    while data:
-        decoder = make()
-        while True:
-            try:
-                block = await threads.run("bulk", decoder.decompress, data, PIECE)
-            except failure as error:
-                raise InvalidArgument(f"image archive: {kind}: {error}") from error
-            if block:
-                yield block
-            if decoder.eof:
-                break
-            data = b""
-            if decoder.needs_input and not (data := await source.piece(PIECE)):
-                raise InvalidArgument("image archive: unexpected EOF")
-        data = decoder.unused_data or await source.piece(PIECE)
+    form = decompress.format_of(kind)
+    while data := await source.piece(PIECE):
+        while data:
+            data = await _whole_start(source, form, data)
+            decoder = form.decoder()
+            while True:
+                try:
+                    block = await threads.run("bulk", decoder.decompress, data, PIECE)
+                except form.failure as error:
+                    raise InvalidArgument(f"image archive: {kind}: {error}") from error
+                if block:
+                    yield block
+                if decoder.eof:
+                    break
+                data = b""
+                if decoder.needs_input and not (data := await source.piece(PIECE)):
+                    raise InvalidArgument("image archive: unexpected EOF")
+            data = decoder.unused_data
+
+
+async def _whole_start(source: Source, form: decompress.Format, data: bytes) -> bytes:
+    """``data`` and as much more as makes up the start of a member."""
+    while len(data) < _SNIFFED or not form.is_started(data):
+        more = await source.piece(PIECE) if len(data) < tar.METADATA_LIMIT else b""
+        if not more:
+            raise InvalidArgument(f"image archive: {form.kind}: broken header")
+        data += more
+    if decompress.compression(data) != form.kind:
+        raise InvalidArgument(f"image archive: {form.kind}: invalid header")
+    return data
