@@ -6,6 +6,7 @@ to import comes after them, while clients already queue.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -24,6 +25,7 @@ from cradled.version import REVISION, SERVER_VERSION
 
 def main() -> int:
     """Run the command line; returns the exit status."""
+    gc.disable()  # hardly anything dies before the daemon serves; then ``serve`` turns it on
     try:
         args = arguments.parse(sys.argv[1:])
     except arguments.UsageError as error:

@@ -15,9 +15,8 @@ def server_uuid(directory: str) -> str:
         found = ""
     if found:
         return found
-    import uuid
-
-    made = str(uuid.uuid4())
+    with open("/proc/sys/kernel/random/uuid", encoding="ascii") as source:
+        made = source.read().strip()
     os.makedirs(directory, mode=0o700, exist_ok=True)
     with open(f"{path}.new", "w", encoding="ascii") as file:
         file.write(made)

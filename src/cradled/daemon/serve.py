@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -88,6 +89,8 @@ async def _serve(
         await ttrpc.serve(sockets[1])
         stack.push_async_callback(ttrpc.stop, STOP_GRACE)
         notify("READY=1")
+        gc.freeze()
+        gc.enable()
         log.info("cradled successfully booted in %fs", time.monotonic() - began)
         if exit_idle:
             await _until_idle(app, grpc, stop, exit_idle)

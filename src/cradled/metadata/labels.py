@@ -9,8 +9,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from cradled import identifiers
 from cradled.core.values import Labels
 from cradled.errors import InvalidArgument
@@ -19,8 +17,12 @@ from cradled.metadata import graph
 
 Adapt = Callable[[tuple[str, ...]], str | None]
 
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, str]).decode
+
+@functools.cache
+def _codec() -> tuple[Callable[[Labels], bytes], Callable[[str], dict[str, str]]]:
+    import msgspec  # a daemon without labels starts sooner without it
+
+    return msgspec.json.Encoder().encode, msgspec.json.Decoder(dict[str, str]).decode
 
 
 def clean(labels: Labels, what: str = "") -> dict[str, str]:
@@ -35,7 +37,7 @@ def clean(labels: Labels, what: str = "") -> dict[str, str]:
 
 def dump(labels: Labels) -> str:
     """As stored in a column."""
-    return _encode(labels).decode() if labels else "{}"
+    return _codec()[0](labels).decode() if labels else "{}"
 
 
 def dump_relevant(labels: Labels) -> str | None:
@@ -46,7 +48,7 @@ def dump_relevant(labels: Labels) -> str | None:
 
 def load(text: str) -> dict[str, str]:
     """Back from a column."""
-    return _decode(text) if text != "{}" else {}
+    return _codec()[1](text) if text != "{}" else {}
 
 
 def masked(old: Labels, new: Labels, path: str) -> dict[str, str] | None:
