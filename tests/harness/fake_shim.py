@@ -186,6 +186,7 @@ class FakeShims:
     """A launcher; ``shims`` by container id, ``deleted`` what was cleaned up after."""
 
     path = "/fake/containerd-shim-fake-v1"
+    is_tidy = True
 
     def __init__(self, directory: Path, version: int = 3) -> None:
         self.directory = directory

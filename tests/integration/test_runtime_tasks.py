@@ -215,6 +215,18 @@ async def test_a_failed_creation_leaves_nothing(node: Node, change: str, text: s
     await node.tasks.delete(node.scope, "bad")
 
 
+@has_go_shim
+async def test_a_shim_that_fails_untidily_leaves_nothing() -> None:
+    """The original's of old fails on a lone stdout when the container has been created."""
+    async with running(GO) as node:
+        fifos = Fifos(node.directory / "fifos", "stdout")
+        node.add("x", *FOREVER)
+        with pytest.raises(errors.Error, match="failed to start io pipe copy"):
+            await node.create("x", stdio=Stdio("", fifos.paths["stdout"], ""))
+        fifos.close()
+        await node.settled()
+
+
 @pytest.mark.parametrize(
     ("runtime", "text"),
     [

@@ -101,8 +101,10 @@ class Assembly:
         try:
             if not await self._end(bundle, client, gone):
                 # It died, is still creating, or serves others of its group.
-                await launcher.delete(bundle)
+                await self.bury(bundle, launcher, 0)
                 await self._end(bundle, client, gone)
+            elif not launcher.is_tidy:
+                await self.bury(bundle, launcher, 0)
         finally:
             await client.aclose()
 

@@ -47,9 +47,14 @@ _VERSION = 3
 
 
 class Launcher(Protocol):
-    """One kind of shim. ``path`` goes into the bundle (``shim-binary-path``)."""
+    """One kind of shim.
+
+    ``path`` goes into the bundle (``shim-binary-path``). ``is_tidy``: a shim that could not create
+    its container, and went when told to, has left nothing of it.
+    """
 
     path: str
+    is_tidy: bool
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:
         """The options that a task of this kind is created with."""
@@ -131,6 +136,8 @@ def resolve(runtime: str) -> str:
 class BinaryLauncher:
     """Any shim program that keeps the contract of containerd's shims."""
 
+    is_tidy = False
+
     def __init__(self, daemon: Daemon, path: str) -> None:
         self.path = path
         self._daemon = daemon
@@ -185,6 +192,8 @@ class ZygoteLauncher:
     Its socket's name is new each time, so that a shim that goes cannot unlink its successor's; only
     groups have one that can be found again.
     """
+
+    is_tidy = True
 
     def __init__(self, daemon: Daemon, zygote: Zygote, runc_root: str, default_binary: str) -> None:
         self.path = f"{os.path.dirname(sys.executable)}/{OWN_PROGRAM}"
