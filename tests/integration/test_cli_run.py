@@ -230,6 +230,30 @@ def test_the_third_interrupt_kills(cradle: Cradle) -> None:
     assert process.returncode == 137
 
 
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_restarted_daemon_is_waited_for(cradle: Cradle, how: str) -> None:
+    text = "trap 'echo bye; exit 6' TERM; echo ready; while :; do sleep 0.05; done"
+    process = cradle.popen("run", "--name", "box", IMAGE, "sh", "-c", text, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    getattr(cradle.daemon, how)()
+    cradle.daemon.start()
+    cradle.ok("kill", "-s", "TERM", "box")
+    assert process.communicate(timeout=60)[0] == b"bye\n"
+    assert process.returncode == 6
+    assert cradle.ok("wait", "box") == "box\t6\n"
+
+
+def test_stop_wakes_what_is_paused(cradle: Cradle) -> None:
+    text = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done"
+    cradle.ok("run", "-d", "--name", "box", IMAGE, "sh", "-c", text)
+    wait_until(lambda: cradle.ok("logs", "box") == "ready\n", "the trap is set")
+    cradle.daemon.ctr("tasks", "pause", "box")
+    assert cradle.json("ps")[0]["state"] == "paused"
+    cradle.ok("stop", "box")
+    assert cradle.ok("wait", "box") == "box\t5\n"
+
+
 def test_nobody_takes_the_output(cradle: Cradle) -> None:
     process = cradle.popen("run", "--rm", IMAGE, "seq", "200000", stdout=subprocess.PIPE)
     assert process.stdout is not None

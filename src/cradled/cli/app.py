@@ -142,6 +142,9 @@ def cradle(words: Sequence[str]) -> int:
         "cradle",
         params=_global_options(),
         help="Run containers. `cradle COMMAND --help` explains a command.",
+        epilog=f"Without --address it is the daemon at {ondemand.SYSTEM_ADDRESS}, or else one of "
+        "this user's own, which is started when it is needed and keeps everything in $CRADLE_HOME "
+        "(~/.local/share/cradle).",
     )
     try:
         status = group.main(list(words), "cradle", standalone_mode=False, obj=app)

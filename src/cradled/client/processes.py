@@ -15,12 +15,14 @@ from cradled.core.containers import Container
 from cradled.core.tasks import Exit
 from cradled.core.tasks import Process as State
 from cradled.core.values import AnyValue
-from cradled.errors import FailedPrecondition, InvalidArgument, NotFound
+from cradled.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from cradled.client.options import ExecOptions
     from cradled.client.stdio import Pipes
 
+_RETRIES = 200
+_RETRY_SECONDS = 0.05
 _GONE = (BrokenPipeError, ConnectionResetError)
 
 
@@ -70,8 +72,21 @@ class Process:
         self.pid = await self._session.tasks.start(self.container_id, self.exec_id)
 
     async def wait(self) -> Exit:
-        """Returns when the process has exited; it stays known until ``delete``."""
-        return await self._session.tasks.wait(self.container_id, self.exec_id)
+        """Returns when the process has exited; it stays known until ``delete``.
+
+        A daemon that is restarted meanwhile is waited for: the process does not notice it either.
+        """
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            began = loop.time()
+            try:
+                return await self._session.tasks.wait(self.container_id, self.exec_id)
+            except Unavailable:
+                failures = 1 if loop.time() - began > _RETRY_SECONDS else failures + 1
+                if failures > _RETRIES:
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def state(self) -> State:
         return await self._session.tasks.get(self.container_id, self.exec_id)

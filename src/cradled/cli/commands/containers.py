@@ -123,6 +123,8 @@ def stop(app: App, names: Sequence[str], seconds: float) -> None:
     async def act(container: Container) -> dict[str, Any]:
         with suppress(NotFound):  # no task, or one that has exited: stopped it is
             task = await container.task()
+            if (await task.state()).status == Status.PAUSED:
+                await task.resume()  # or it could not act on the signal
             await task.kill(container.record.labels.get(_STOP_SIGNAL, "TERM"))
             try:
                 async with asyncio.timeout(seconds):
