@@ -39,14 +39,14 @@ def process(*script: Any) -> tuple[Process, _Tasks]:
 
 
 async def test_wait_outlasts_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(processes, "_RETRY_SECONDS", 0.02)
     waiting, tasks = process(Unavailable("gone"), Unavailable("gone"), END)
     assert await waiting.wait() == END
     assert tasks.asked == 3
 
 
 async def test_wait_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(processes, "_RETRY_SECONDS", 0.02)
     monkeypatch.setattr(processes, "_RETRIES", 5)
     waiting, tasks = process(Unavailable("gone"))
     with pytest.raises(Unavailable):
