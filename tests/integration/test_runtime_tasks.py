@@ -306,6 +306,33 @@ async def test_a_shim_that_dies_takes_its_task_along(node: Node) -> None:
     await node.end("lost")
 
 
+async def test_what_a_forked_shim_is(own: Node) -> None:
+    group = f"/sys/fs/cgroup/pids/{own.mark}-shims"
+    if not os.path.isdir("/sys/fs/cgroup/pids"):  # one hierarchy
+        group = f"/sys/fs/cgroup/{own.mark}-shims"
+    os.mkdir(group)
+    options = runc_options_pb2.Options(shim_cgroup=f"/{own.mark}-shims")
+    kind = "containerd.runc.v1.Options"
+    own.add("in", *FOREVER, options=AnyValue(kind, options.SerializeToString()))
+    await own.create("in")
+    shim = await own.shim_pid("in")
+    proc = Path(f"/proc/{shim}")
+    assert Path(group, "cgroup.procs").read_text().split() == [str(shim)]
+    assert proc.joinpath("comm").read_text() == "cradled-shim\n"
+    ours = int(Path("/proc/self/oom_score_adj").read_text())
+    assert int(proc.joinpath("oom_score_adj").read_text()) == ours + 1
+    assert os.getsid(shim) == os.getpgid(shim) == shim
+    await own.tasks.delete(own.scope, "in")
+    await own.settled()
+    os.rmdir(group)
+
+    options.shim_cgroup = "/no/such/group"
+    own.add("out", *FOREVER, options=AnyValue(kind, options.SerializeToString()))
+    with pytest.raises(errors.NotFound, match="shim cgroup /no/such/group"):
+        await own.create("out")
+    await own.settled()
+
+
 async def test_a_zygote_that_dies_is_replaced(own: Node) -> None:
     await own.run("before", *FOREVER)
     zygote = own.zygote.pid
