@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cradled.aio import threads
+from cradled.snapshotters.native import NativeSnapshotter
 from cradled.snapshotters.overlay import OverlaySnapshotter
 from cradled.testing.snapshot_suite import SnapshotMountSuite
 
@@ -17,6 +18,16 @@ class TestOverlayMounts(SnapshotMountSuite):
     @pytest.fixture
     async def snapshotter(self, tmp_path: Path) -> AsyncIterator[OverlaySnapshotter]:
         made = OverlaySnapshotter(str(tmp_path / "root"))
+        await made.start()
+        yield made
+        await made.aclose()
+        threads.close()
+
+
+class TestNativeMounts(SnapshotMountSuite):
+    @pytest.fixture
+    async def snapshotter(self, tmp_path: Path) -> AsyncIterator[NativeSnapshotter]:
+        made = NativeSnapshotter(str(tmp_path / "root"))
         await made.start()
         yield made
         await made.aclose()

@@ -69,6 +69,10 @@ class DirectorySnapshotter(ABC):
     def mounts_of(self, record: Record) -> list[Mount]:
         """How to mount an active snapshot or a view."""
 
+    def sync_files(self) -> None:
+        """Blocking: make all files below the root durable."""
+        self._filesystem.sync()
+
     async def stat(self, key: str, /) -> SnapshotInfo:
         return self.info_of(self._records.get(key))
 
@@ -164,7 +168,7 @@ class DirectorySnapshotter(ABC):
         os.rename(new, f"{self._snapshots}/{record.id}")
 
     def _commit(self, name: str, key: str, labels: Labels, usage: Usage, parent: str) -> None:
-        self._filesystem.sync()
+        self.sync_files()
         self._records.commit(name, key, labels, usage, parent)
 
 
