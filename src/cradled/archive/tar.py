@@ -143,7 +143,8 @@ class TarReader:
         at = self._at
         available = len(self._block) - at
         if not available:
-            self._refill("file data")
+            if not self._refill():
+                raise Truncated("file data")
             at = 0
             available = len(self._block)
         length = min(length, available)
@@ -162,17 +163,25 @@ class TarReader:
         self._left = size
         self._padding = -size % BLOCK
 
-    def _refill(self, where: str) -> None:
+    def _refill(self) -> bool:
+        """Go to the next block; false at the end of the stream."""
         for block in self._blocks:
             if block:
                 self._block = block
                 self._view = memoryview(block)
                 self._at = 0
-                return
-        raise Truncated(where)
+                return True
+        return False
 
     def _take(self, length: int, where: str) -> bytes:
         """Exactly ``length`` bytes of the stream, small enough to be joined."""
+        data = self._up_to(length)
+        if len(data) < length:
+            raise Truncated(where)
+        return data
+
+    def _up_to(self, length: int) -> bytes:
+        """``length`` bytes, or what is left of the stream."""
         at = self._at
         end = at + length
         block = self._block
@@ -180,9 +189,9 @@ class TarReader:
             self._at = end
             return block[at:end]
         pieces = [block[at:]]
+        self._at = len(block)
         length -= len(pieces[0])
-        while length:
-            self._refill(where)
+        while length and self._refill():
             pieces.append(self._block[:length])
             self._at = len(pieces[-1])
             length -= self._at
@@ -192,34 +201,22 @@ class TarReader:
         """Go to the end of the current entry; a stream may end within the last padding."""
         while self._left:
             self.piece()
-        if self._padding:
-            end = self._at + self._padding
-            if end <= len(self._block):
-                self._at = end
-            else:
-                try:
-                    self._take(self._padding, "padding")
-                except Truncated:
-                    self._block, self._at = b"", 0
-            self._padding = 0
+        self._up_to(self._padding)
+        self._padding = 0
 
     def _header(self) -> bytes | None:
         """The next header block, None at the end."""
         if self._left or self._padding:
             self._skip()
-        if self._at == len(self._block):
-            try:
-                self._refill("header")
-            except Truncated:
-                return None
-        block = self._take(BLOCK, "header")
-        if block != _ZERO:
+        block = self._up_to(BLOCK)
+        if len(block) == BLOCK and block != _ZERO:
             return block
-        try:
-            second = self._take(BLOCK, "header")
-        except Truncated:
+        if not block:
             return None
-        if second != _ZERO:
+        if len(block) < BLOCK:
+            raise Truncated("header")
+        second = self._up_to(BLOCK)
+        if second and second != _ZERO:
             raise TarError("a lone zero block")
         return None
 

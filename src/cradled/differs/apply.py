@@ -15,6 +15,7 @@ from cradled.core.mount import Mount
 from cradled.core.values import AnyValue, Descriptor
 from cradled.differs import mediatypes
 from cradled.linux.fs import write_all
+from cradled.linux.mount import split_layers
 from cradled.workers.pool import Pool
 
 _COPY = 1 << 20
@@ -48,7 +49,8 @@ class WalkingApplier:
             "sniff": mediatypes.is_compressed(layer.media_type),
             "sync": sync_fs,
         }
-        done = await self._run("apply", params, blob)
+        here = all(self._pool.covers(path) for mount in mounts for path in _directories(mount))
+        done = await self._run("apply", params, blob, anywhere=not here)
         return Descriptor(mediatypes.LAYER, done["digest"], done["size"])
 
     async def apply_apart(self, layer: Descriptor, blob: Reader, upper: str, /) -> Apart:
@@ -57,7 +59,8 @@ class WalkingApplier:
         Raises as ``apply``.
         """
         params = {"upper": upper, "sniff": mediatypes.is_compressed(layer.media_type)}
-        done = await self._run("apply_apart", params, blob)
+        anywhere = not self._pool.covers(upper)
+        done = await self._run("apply_apart", params, blob, anywhere=anywhere)
         applied = Descriptor(mediatypes.LAYER, done["digest"], done["size"])
         return Apart(applied, tuple(done["implied"]), done["needs_lowers"])
 
@@ -66,16 +69,26 @@ class WalkingApplier:
         if apart.needs_lowers or not apart.implied:
             return not apart.needs_lowers
         params = {"upper": upper, "lowers": list(lowers), "implied": list(apart.implied)}
-        settled: bool = await self._pool.run("settle", params)
+        anywhere = not self._pool.covers(upper)
+        settled: bool = await self._pool.run("settle", params, anywhere=anywhere)
         return settled
 
-    async def _run(self, job: str, params: dict[str, Any], blob: Reader) -> Any:
+    async def _run(self, job: str, params: dict[str, Any], blob: Reader, *, anywhere: bool) -> Any:
         with ExitStack() as stack:
             fd = blob.fileno()
             if fd < 0:
                 fd = stack.enter_context(tempfile.TemporaryFile(buffering=0)).fileno()
                 await _copy(blob, fd)
-            return await self._pool.run(job, params, [fd])
+            return await self._pool.run(job, params, [fd], anywhere=anywhere)
+
+
+def _directories(mount: Mount) -> list[str]:
+    """The directories that a mount is made of; for kinds not known here the root of all."""
+    if mount.type == "overlay":
+        pairs = (word.partition("=")[::2] for word in mount.options)
+        values = [value for key, value in pairs if key in ("upperdir", "workdir", "lowerdir")]
+        return [path for value in values for path in split_layers(value)]
+    return [mount.source] if {"bind", "rbind"} & set(mount.options) else ["/"]
 
 
 async def _copy(blob: Reader, fd: int) -> None:

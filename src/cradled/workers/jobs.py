@@ -11,12 +11,13 @@ from contextlib import closing
 from typing import Any
 
 from cradled import errors
+from cradled.archive import decompress
 from cradled.archive.apart import ApartUnpacker, settle
 from cradled.archive.apply import Applied, Unpacker, apply
 from cradled.archive.decompress import LayerStream, positional
 from cradled.archive.errors import ArchiveError
 from cradled.archive.overlay import LowersNeeded, OverlayUnpacker
-from cradled.linux import mount
+from cradled.linux import libc, mount
 from cradled.linux.fs import sync_filesystem
 from cradled.linux.tree import empty_directory, remove_tree, usage
 
@@ -25,6 +26,12 @@ MountWords = tuple[str, str, Sequence[str], str]
 """Type, source, options, target below the root."""
 
 _MOST_IMPLIED = 32 << 10  # bytes of paths; a reply has to fit into one packet
+
+
+def load() -> None:
+    """Import what jobs import when they need it: later the files may be out of reach."""
+    decompress.load()
+    libc.load()
 
 
 def run(job: str, params: Params, fds: Sequence[int], mountpoint: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cradled.zygote import protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 CLONE_NEWNS = 0x0002_0000
@@ -32,21 +32,30 @@ CLONE_NEWNET = 0x4000_0000
 
 
 def forked(params: dict[str, Any], fds: list[int]) -> None:
-    """Serve jobs on ``fds[0]`` until it ends. ``params``: ``lock``, a path, and ``mountpoint``."""
+    """Serve jobs on ``fds[0]`` until it ends.
+
+    ``params``: ``roots``, directories that jobs work below, none when they may work anywhere;
+    ``lock``, a path; ``mountpoint``, a directory.
+    """
+    from cradled.workers import jobs
+
+    jobs.load()
     control = socket.socket(fileno=fds[0])
     lock = os.open(params["lock"], os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    confine()
+    confine(params["roots"])
     serve(control, params["mountpoint"])
 
 
-def confine() -> None:
+def confine(roots: Sequence[str]) -> None:
     """Leave the daemon's namespaces and give up what is not needed."""
     from cradled.linux import capabilities as caps
     from cradled.linux import libc
 
     libc.unshare(CLONE_NEWNS | CLONE_NEWNET)
-    _detach_mounts()
+    _be_slave()
+    if roots:
+        _detach_others(roots)
     caps.keep_only(
         (
             caps.CHOWN,
@@ -62,8 +71,8 @@ def confine() -> None:
     os.chdir("/")
 
 
-def _detach_mounts() -> None:
-    """Be a slave: what the daemon unmounts goes here too, mounts made here are seen nowhere else."""
+def _be_slave() -> None:
+    """What the daemon unmounts goes here too, mounts made here are seen nowhere else."""
     from cradled.linux import mount
 
     try:
@@ -73,6 +82,24 @@ def _detach_mounts() -> None:
         # outside too, until they are unmounted.
         if error.errno != errno.EINVAL:
             raise
+
+
+def _detach_others(roots: Sequence[str]) -> None:
+    """Let go of all mounts but those on the way to ``roots`` and right below them.
+
+    Copies of them here would keep alive what others unmount meanwhile: containers' root file
+    systems, network namespaces, whole disks. Where nothing propagates, forever.
+    """
+    from cradled.linux import mount
+
+    for entry in reversed(list(mount.mounts())):
+        target = entry.target
+        on_the_way = any((root + "/").startswith(target.rstrip("/") + "/") for root in roots)
+        if not on_the_way and target != "/proc" and os.path.dirname(target) not in roots:
+            try:
+                mount.unmount(target, detach=True)
+            except OSError:  # hidden below another mount, or gone meanwhile
+                continue
 
 
 def serve(control: socket.socket, mountpoint: str) -> None:

@@ -43,23 +43,36 @@ class Pool:
     def __init__(self, zygote: Zygote, root: str, *, size: int = 0, idle: float = 10.0) -> None:
         self._zygote = zygote
         self._idle_seconds = idle
-        mountpoint = os.path.join(root, MOUNTPOINT)
-        os.makedirs(mountpoint, 0o700, exist_ok=True)
-        self._params = {"lock": os.path.join(root, LOCK), "mountpoint": mountpoint}
+        self._root = os.path.abspath(root)
+        self._params = {
+            "lock": os.path.join(self._root, LOCK),
+            "mountpoint": os.path.join(self._root, MOUNTPOINT),
+        }
+        os.makedirs(self._params["mountpoint"], 0o700, exist_ok=True)
         self._size = size or len(os.sched_getaffinity(0))
         self._slots = asyncio.Semaphore(self._size)
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._closed = False
 
-    async def run(self, job: str, params: dict[str, Any], fds: Sequence[int] = ()) -> Any:
+    def covers(self, path: str) -> bool:
+        """Whether every worker sees this path; if not, its job has to be run ``anywhere``."""
+        return path == self._root or path.startswith(self._root + "/")
+
+    async def run(
+        self, job: str, params: dict[str, Any], fds: Sequence[int] = (), *, anywhere: bool = False
+    ) -> Any:
         """Have a worker do a job; returns its result.
 
-        The worker gets copies of ``fds``. Raises what the job raised as a domain error, Aborted
-        when the worker died over it, FailedPrecondition after ``aclose``.
+        The worker gets copies of ``fds``. It sees the file systems that the pool's root lies on;
+        ``anywhere`` asks for one that sees all there are, and ends after the job, because it keeps
+        what it sees from being unmounted for good.
+
+        Raises what the job raised as a domain error, Aborted when the worker died over it,
+        FailedPrecondition after ``aclose``.
         """
         async with self._slots:
-            worker = await self._worker()
+            worker = await (self._start([]) if anywhere else self._worker())
             self._busy.add(worker)
             try:
                 reply = await worker.ask(job, params, fds)
@@ -68,7 +81,10 @@ class Pool:
                 raise
             finally:
                 self._busy.discard(worker)
-            self._park(worker)
+            if anywhere or self._closed:
+                worker.close()
+            else:
+                self._park(worker)
         if "error" in reply:
             kind, text = reply["error"]
             raise getattr(errors, kind)(text)
@@ -89,20 +105,24 @@ class Pool:
             self._slots.release()
 
     async def _worker(self) -> _Worker:
-        if self._closed:
-            raise errors.FailedPrecondition("the worker pool is closed")
         while self._idle:
             worker = self._idle.pop()
             worker.unpark()
             if worker.alive():
                 return worker
             worker.close()
+        return await self._start([self._root, os.path.realpath(self._root)])
+
+    async def _start(self, roots: list[str]) -> _Worker:
+        if self._closed:
+            raise errors.FailedPrecondition("the worker pool is closed")
+        params = self._params | {"roots": roots}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
             with theirs:
                 _, pidfd = await self._zygote.fork(
-                    ENTRY, self._params, [theirs.fileno()], name="cradled-worker"
+                    ENTRY, params, [theirs.fileno()], name="cradled-worker"
                 )
         except BaseException:
             ours.close()
@@ -110,9 +130,6 @@ class Pool:
         return _Worker(ours, pidfd)
 
     def _park(self, worker: _Worker) -> None:
-        if self._closed:
-            worker.close()
-            return
         self._idle.append(worker)
         worker.park(self._idle_seconds, self._idle.remove)
 

@@ -294,6 +294,17 @@ def test_truncation() -> None:
     assert read([short])[0][1] == b"0123456789"  # the padding may be missing
 
 
+def test_failures_of_the_stream_are_not_the_end_of_the_archive() -> None:
+    def broken(good: bytes) -> Iterator[bytes]:
+        yield good
+        raise Truncated("gzip stream")
+
+    entry = header(size=b"00000000005\0") + padded(b"12345")
+    for good in (entry, entry[:600], entry + bytes(BLOCK), entry[:100]):
+        with pytest.raises(Truncated, match="gzip stream"):
+            read(broken(good))
+
+
 def test_unknown_types_are_told_not_judged() -> None:
     ((entry, data),) = read([header(kind=b"Z", size=b"00000000003\0") + padded(b"abc") + END])
     assert (entry.kind, data) == (ord("Z"), b"abc")
