@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return _run(words)
+        status = _run(words)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _complain(what, "run as root" if isinstance(error, PermissionError) else "")
+    return status
 
 
 def _run(words: list[str]) -> int:

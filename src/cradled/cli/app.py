@@ -141,16 +141,17 @@ def cradle(words: Sequence[str]) -> int:
     group = _Commands(
         "cradle",
         params=_global_options(),
+        no_args_is_help=False,
         help="Run containers. `cradle COMMAND --help` explains a command.",
         epilog=f"Without --address it is the daemon at {ondemand.SYSTEM_ADDRESS}, or else one of "
         "this user's own, which is started when it is needed and keeps everything in $CRADLE_HOME "
         "(~/.local/share/cradle).",
     )
+    if not words:
+        print(group.get_help(click.Context(group, info_name="cradle")))
+        return 2
     try:
         status = group.main(list(words), "cradle", standalone_mode=False, obj=app)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "cradle"
         raise Failure(error.format_message().rstrip("."), f"see `{command} --help`", 2) from error

@@ -54,7 +54,10 @@ async def _prepare(
     try:
         return await snapshots.prepare(id, contents.chain_id, {})
     except AlreadyExists as error:
-        raise AlreadyExists(f'container "{id}"') from error
+        with suppress(NotFound):
+            await session.containers.get(id)
+            raise AlreadyExists(f'container "{id}"') from error
+        raise  # what a removed container has left is collected soon
     except NotFound:  # imported without being unpacked, or into another snapshotter
         await images.unpack(image, session.snapshotter)
         return await snapshots.prepare(id, contents.chain_id, {})

