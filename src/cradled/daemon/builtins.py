@@ -92,6 +92,17 @@ async def _overlayfs(context: InitContext) -> Any:
     return snapshotter
 
 
+async def _native(context: InitContext) -> Any:
+    from cradled.snapshotters.native import NativeSnapshotter
+
+    config: sections.Native = context.config
+    snapshotter = NativeSnapshotter(config.root_path or context.root)
+    await snapshotter.start()
+    context.stack.push_async_callback(snapshotter.aclose)
+    context.export("root", snapshotter.root)
+    return snapshotter
+
+
 async def _metadata(context: InitContext) -> Any:
     from cradled.metadata.db import Database
 
@@ -302,6 +313,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(t.CONTENT, "content", init=_content),
     Registration(*_JOURNAL, init=_journal),
     Registration(*_EXCHANGE, (t.JOURNAL,), init=_exchange),
+    Registration(t.SNAPSHOTTER, "native", init=_native, config=sections.Native, has_platform=True),
     Registration(
         t.SNAPSHOTTER, "overlayfs", init=_overlayfs, config=sections.Overlay, has_platform=True
     ),

@@ -49,6 +49,10 @@ class Overlay(NamedTuple):
     mount_options: tuple[str, ...] = ()
 
 
+class Native(NamedTuple):
+    root_path: str = ""
+
+
 class ShimManager(NamedTuple):
     """``env`` has ``KEY=value`` texts, ``socket_dir`` defaults to ``<state>/s``.
 
