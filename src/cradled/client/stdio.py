@@ -86,7 +86,9 @@ class Pipes:
             transport.close()
         self._transports.clear()
         if self._directory is not None:
-            await threads.run("fs", shutil.rmtree, self._directory, ignore_errors=True)
+            # At once, not in a thread: three files of a state directory, and a program on its way
+            # out would not wait for one.
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _open_outputs(self) -> None:
         self.stdout = await self._reader(self.stdio.stdout)
