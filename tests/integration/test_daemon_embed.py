@@ -153,6 +153,26 @@ async def test_a_daemon_adopts_what_the_library_left(
         assert await daemon.wait() == 0
 
 
+async def test_an_idle_daemon_stays_for_a_running_container(
+    places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, state = places
+    async with cradled.Runtime(root, state) as client:
+        await prepare(client, tmp_path)
+        container = await client.containers.create(IMAGE, ["sleep", "1000"], name="c")
+        pid = (await (await container.start(output="null")).state()).pid
+    daemon = await asyncio.create_subprocess_exec(
+        PROGRAM, f"--root={root}", f"--state={state}", f"-a={tmp_path}/d", "--exit-idle=0.3"
+    )
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2):
+            await daemon.wait()
+    os.kill(pid, signal.SIGKILL)
+    assert await daemon.wait() == 0
+    async with cradled.Runtime(root, state) as client:
+        await (await client.containers.get("c")).remove(force=True)
+
+
 async def test_waits_end_in_an_error_when_the_block_is_left(
     places: tuple[Path, Path], tmp_path: Path
 ) -> None:

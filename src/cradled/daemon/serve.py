@@ -46,6 +46,8 @@ def run(
         "starting cradled", extra={"fields": {"revision": REVISION, "version": SERVER_VERSION}}
     )
     faulthandler.register(signal.SIGUSR1)
+    if config.temp:
+        os.environ["TMPDIR"] = config.temp
     _adjust_oom_score(config.oom_score)
     try:
         _run_loop(_serve(config, sockets, exit_idle))
