@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ _IGNORED = re.compile(r"repositories|.*/(?:VERSION|json)").fullmatch
 _DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 _LAYER_TYPES = {"": _DOCKER_LAYER, "gzip": f"{_DOCKER_LAYER}.gzip", "zstd": oci.LAYER_ZSTD}
 _MAX_LINKS = 16
+_SNIFFED = 4
 
 
 class _DockerImage(msgspec.Struct, frozen=True, rename="pascal"):
@@ -47,13 +49,18 @@ class _Layout(msgspec.Struct, frozen=True, rename="camel"):
     image_layout_version: str = ""
 
 
-async def take_in(content: ContentStore, chunks: AsyncIterator[bytes]) -> Descriptor:
+async def take_in(
+    content: ContentStore,
+    chunks: AsyncIterator[bytes],
+    found_layer: Callable[[Descriptor], None] | None = None,
+) -> Descriptor:
     """Store an archive's blobs; returns its index, whose manifests say what they are called.
 
-    Raises InvalidArgument for what is no archive of images.
+    ``found_layer`` hears of each new blob that looks like a layer as soon as it is stored. Raises
+    InvalidArgument for what is no archive of images.
     """
     archive = await open_archive(chunks)
-    intake = _Intake(content)
+    intake = _Intake(content, found_layer)
     while (entry := await archive.next()) is not None:
         await intake.take(entry, archive)
     await archive.drain()
@@ -61,8 +68,11 @@ async def take_in(content: ContentStore, chunks: AsyncIterator[bytes]) -> Descri
 
 
 class _Intake:
-    def __init__(self, content: ContentStore) -> None:
+    def __init__(
+        self, content: ContentStore, found_layer: Callable[[Descriptor], None] | None
+    ) -> None:
         self._content = content
+        self._found_layer = found_layer
         self._documents: dict[str, bytes] = {}
         self._files: dict[str, Descriptor] = {}
         self._links: dict[str, str] = {}
@@ -118,7 +128,24 @@ class _Intake:
             with contextlib.suppress(NotFound):
                 await self._content.abort(ref)
             raise
+        else:
+            await self._tell_of_layer(name, Descriptor("", digest, size))
         return Descriptor("", digest, size)
+
+    async def _tell_of_layer(self, name: str, blob: Descriptor) -> None:
+        """Compressed is nothing but layers; a plain tar is known by its name."""
+        if self._found_layer is None:
+            return
+        media_type = _LAYER_TYPES[await self._compression(blob.digest)]
+        if media_type != _DOCKER_LAYER or name.endswith("/layer.tar"):
+            self._found_layer(replace(blob, media_type=media_type))
+
+    async def _compression(self, digest: str) -> str:
+        reader = await self._content.open(digest)
+        try:
+            return decompress.compression(await reader.read(0, _SNIFFED))
+        finally:
+            reader.close()
 
     async def _docker_index(self) -> bytes:
         described = _decode(self._documents[_DOCKER], list[_DockerImage], _DOCKER)
@@ -148,12 +175,7 @@ class _Intake:
 
     async def _docker_layer(self, path: str) -> dict[str, Any]:
         found = self._find(path)
-        reader = await self._content.open(found.digest)
-        try:
-            kind = decompress.compression(await reader.read(0, 8))
-        finally:
-            reader.close()
-        return _entry(_LAYER_TYPES[kind], found)
+        return _entry(_LAYER_TYPES[await self._compression(found.digest)], found)
 
     def _find(self, path: str) -> Descriptor:
         name = posixpath.normpath(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
@@ -37,15 +38,23 @@ class Transfers:
 
         Raises InvalidArgument for what is no archive of images, NotFound when none has a name.
         """
-        content = stores.content
         tell(Progress("Importing"))
-        index = await importer.take_in(content, chunks)
         wanted = _preferred(destination.platforms)
-        await graph.label_tree(content, index, wanted)
-        data = await graph.read_document(content, index.digest)
-        found = graph.children(index.media_type, data, wanted)
-        for unpack in destination.unpacks:
-            await self._unpack(stores, found, unpack, tell)
+        unpacks = [unpack for unpack in destination.unpacks if _runs_here(unpack)]
+        async with contextlib.AsyncExitStack() as stack:
+            early = self._unpacker.early(stores, unpacks[0].snapshotter) if unpacks else None
+            begin = (await stack.enter_async_context(early)).begin if early else None
+            index = await importer.take_in(stores.content, chunks, begin)
+            await graph.label_tree(stores.content, index, wanted)
+            data = await graph.read_document(stores.content, index.digest)
+            found = graph.children(index.media_type, data, wanted)
+            for unpack in unpacks:
+                manifests = await _manifests(stores.content, found, _platforms_of(unpack))
+                if early is not None:
+                    await early.drop(but=await _children(stores.content, manifests))
+                for manifest in manifests:
+                    await self._unpacker.unpack(stores, manifest, unpack.snapshotter, tell, early)
+                early = None
         images = [await _put(stores, image) for image in _named(index, found, destination)]
         for image in images:
             tell(Progress("saved", image.name, descriptor=image.target))
@@ -68,17 +77,16 @@ class Transfers:
         named = naming.named_by_destination(image.target, destination)
         return [await _put(stores, made) for made in named]
 
-    async def _unpack(
-        self, stores: Stores, found: Sequence[Descriptor], unpack: Unpack, tell: Tell
-    ) -> None:
-        wanted = _preferred((unpack.platform,)) if unpack.platform else _host()
-        if not any(platforms.rank(_host(), platform) is not None for platform in wanted):
-            _log.warning("images for %s are not unpacked on this host", unpack.platform)
-            return
-        for described in found:
-            manifest = await _for_platform(stores.content, described, wanted)
-            if manifest is not None:
-                await self._unpacker.unpack(stores, manifest, unpack.snapshotter, tell)
+
+def _platforms_of(unpack: Unpack) -> list[platforms.Platform]:
+    return _preferred((unpack.platform,)) if unpack.platform else _host()
+
+
+def _runs_here(unpack: Unpack) -> bool:
+    if any(platforms.rank(_host(), one) is not None for one in _platforms_of(unpack)):
+        return True
+    _log.warning("images for %s are not unpacked on this host", unpack.platform)
+    return False
 
 
 def _host() -> list[platforms.Platform]:
@@ -87,6 +95,23 @@ def _host() -> list[platforms.Platform]:
 
 def _preferred(wanted: Sequence[str]) -> list[platforms.Platform]:
     return [one for text in wanted for one in platforms.preference(platforms.parse(text))]
+
+
+async def _manifests(
+    content: ContentStore, found: Sequence[Descriptor], wanted: Sequence[platforms.Platform]
+) -> list[Descriptor]:
+    """What is to be unpacked of all that an archive holds."""
+    chosen = [await _for_platform(content, described, wanted) for described in found]
+    return [manifest for manifest in chosen if manifest is not None]
+
+
+async def _children(content: ContentStore, manifests: Sequence[Descriptor]) -> set[str]:
+    """Digests of all that the manifests are made of."""
+    digests = set()
+    for manifest in manifests:
+        data = await graph.read_document(content, manifest.digest)
+        digests |= {child.digest for child in graph.children(manifest.media_type, data, ())}
+    return digests
 
 
 async def _for_platform(

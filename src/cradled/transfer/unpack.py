@@ -7,7 +7,6 @@ is there already is used, whoever made it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 import time
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 from cradled import digest as digests
 from cradled.core.content import ContentStore
-from cradled.core.diff import Apart, ApartApplier
+from cradled.core.diff import ApartApplier
 from cradled.core.mount import Mount
 from cradled.core.snapshots import Snapshotter
 from cradled.core.transfer import Progress, Tell
@@ -24,6 +23,7 @@ from cradled.core.values import Descriptor
 from cradled.errors import AlreadyExists, Error, Internal, InvalidArgument, NotFound
 from cradled.linux.mount import split_layers
 from cradled.oci import image as oci
+from cradled.transfer.early import EarlyLayers, Unpacked, directory
 from cradled.transfer.graph import Stores, add_labels, is_layer, read_document
 
 _SNAPSHOT_REF = "containerd.io/snapshot.ref"
@@ -64,8 +64,20 @@ class Unpacker:
         self._rebasing = rebasing
         self._width = width
 
+    def early(self, stores: Stores, snapshotter: str) -> EarlyLayers | None:
+        """What can unpack layers before their image is known; None where the snapshotter can't."""
+        if snapshotter not in self._rebasing:
+            return None
+        snapshots = stores.snapshots(snapshotter)
+        return EarlyLayers(self._applier, stores.content, snapshots, self._width)
+
     async def unpack(
-        self, stores: Stores, manifest: Descriptor, snapshotter: str, tell: Tell
+        self,
+        stores: Stores,
+        manifest: Descriptor,
+        snapshotter: str,
+        tell: Tell,
+        early: EarlyLayers | None = None,
     ) -> str:
         """Unpack an image of one platform; returns the chain ID of its top, empty without layers.
 
@@ -75,10 +87,14 @@ class Unpacker:
         snapshots = stores.snapshots(snapshotter)
         job = _Job(self._applier, stores.content, snapshots, tell)
         missing = await job.missing(layers)
-        if len(missing) > 1 and snapshotter in self._rebasing:
-            await job.apply_together(missing, self._width)
+        if early is not None:
+            await job.apply_together(missing, early)
+        elif len(missing) > 1 and (early := self.early(stores, snapshotter)):
+            async with early:
+                await job.apply_together(missing, early)
         else:
             for layer in missing:
+                job.say("extracting", layer)
                 await job.apply_on_parent(layer)
         for layer in layers:
             if layer.diff_id != layer.blob.digest:
@@ -129,7 +145,6 @@ class _Job:
             if active is None:
                 return
             key, mounts = active
-            self._say("extracting", layer)
             reader = await self._content.open(layer.blob.digest)
             try:
                 layer.check(await self._applier.apply(layer.blob, reader, mounts))
@@ -137,49 +152,28 @@ class _Job:
                 reader.close()
             await self._commit(layer, key, layer.parent)
 
-    async def apply_together(self, layers: Sequence[Layer], width: int) -> None:
-        """Make the snapshots of layers, the lowest first, applying ``width`` at a time."""
-        room = asyncio.Semaphore(width)
-        async with contextlib.AsyncExitStack() as stack:
-            begun = []
-            for layer in layers:
-                active = await stack.enter_async_context(self._active(layer, ""))
-                begun.append((layer, active))
-            applying = [
-                asyncio.ensure_future(self._apply_apart(layer, active, room))
-                for layer, active in begun
-            ]
-            stack.push_async_callback(_end, applying)
-            for (layer, active), apart in zip(begun, applying, strict=True):
-                if active is not None:
-                    await self._settle(layer, active, await apart)
-
-    async def _apply_apart(
-        self, layer: Layer, active: tuple[str, list[Mount]] | None, room: asyncio.Semaphore
-    ) -> Apart | None:
-        if active is None:
-            return None
-        async with room:
-            self._say("extracting", layer)
-            reader = await self._content.open(layer.blob.digest)
-            try:
-                upper = _directory(active[1])
-                apart = await self._applier.apply_apart(layer.blob, reader, upper)
-            finally:
-                reader.close()
-        layer.check(apart.applied)
-        return apart
-
-    async def _settle(
-        self, layer: Layer, active: tuple[str, list[Mount]], apart: Apart | None
-    ) -> None:
-        key, mounts = active
-        if apart is not None and (apart.implied or apart.needs_lowers) and layer.parent:
-            lowers = await self._lowers(layer.parent)
-            if not await self._applier.settle(apart, _directory(mounts), lowers):
+    async def apply_together(self, layers: Sequence[Layer], early: EarlyLayers) -> None:
+        """Make the snapshots of layers, the lowest first, while those above are applied."""
+        for layer in layers:
+            self.say("extracting", layer)
+            early.begin(layer.blob)
+        for layer in layers:
+            unpacked = await early.take(layer.blob.digest)
+            if unpacked is None or not await self._settle(layer, unpacked):
                 await self.apply_on_parent(layer)
-                return
-        await self._commit(layer, key, layer.parent)
+
+    async def _settle(self, layer: Layer, unpacked: Unpacked) -> bool:
+        """Commit a layer that was applied apart; false when it has to be applied again."""
+        layer.check(unpacked.apart.applied)
+        if layer.parent:
+            lowers = await self._lowers(layer.parent) if unpacked.apart.implied else []
+            upper = directory(unpacked.mounts)
+            if not await self._applier.settle(unpacked.apart, upper, lowers):
+                return False
+        elif unpacked.apart.needs_lowers:
+            return False
+        await self._commit(layer, unpacked.key, layer.parent)
+        return True
 
     async def _lowers(self, chain_id: str) -> list[str]:
         """The directories of a committed snapshot and those below it, nearest first."""
@@ -225,7 +219,7 @@ class _Job:
         # AlreadyExists: somebody else unpacked the same layer meanwhile.
         with contextlib.suppress(AlreadyExists):
             await self._snapshots.commit(layer.chain_id, key, layer.labels(), parent=parent)
-        self._say("extracted", layer)
+        self.say("extracted", layer)
 
     async def _exists(self, name: str) -> bool:
         try:
@@ -234,23 +228,10 @@ class _Job:
             return False
         return True
 
-    def _say(self, event: str, layer: Layer) -> None:
+    def say(self, event: str, layer: Layer) -> None:
         blob = layer.blob
         self._tell(Progress(event, f"layer-{blob.digest}", total=blob.size, descriptor=blob))
 
 
 def _key(chain_id: str) -> str:
     return f"extract-{time.time_ns()}-{secrets.token_urlsafe(3)} {chain_id}"
-
-
-def _directory(mounts: Sequence[Mount]) -> str:
-    """Where an active snapshot without a parent has its files."""
-    if len(mounts) == 1 and mounts[0].type == "bind":
-        return mounts[0].source
-    raise Internal("a snapshotter that can rebase gives one bind mount")
-
-
-async def _end(tasks: Sequence[asyncio.Future[Apart | None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
