@@ -20,6 +20,9 @@ from cradled.zygote import protocol
 
 PRELOAD = ("cradled.shim.serve", "cradled.workers.main")
 
+MAX_FDS = protocol.MAX_FDS - 1
+"""One goes to the child's sign of life."""
+
 _BOOT = (
     "import json, sys; config = json.loads(sys.argv[1]); sys.path[:0] = config['path']; "
     "from cradled.zygote.server import main; main(config)"
@@ -27,7 +30,7 @@ _BOOT = (
 
 
 class ZygoteLost(ConnectionError):
-    """The zygote died while it was asked to fork: whether it did is not known."""
+    """The zygote died over a fork. If there is a child, its pid is not known."""
 
 
 class Zygote:
@@ -73,8 +76,8 @@ class Zygote:
         """
         request = protocol.request(entry, params, name, oom_score_adj, list(cgroups))
         data = protocol.encode(request)
-        if len(fds) > protocol.MAX_FDS:
-            raise ValueError(f"{len(fds)} descriptors are over the limit of {protocol.MAX_FDS}")
+        if len(fds) > MAX_FDS:
+            raise ValueError(f"{len(fds)} descriptors are over the limit of {MAX_FDS}")
         async with self._lock:
             reply = asyncio.ensure_future(self._exchange(data, fds))
             try:
@@ -95,22 +98,37 @@ class Zygote:
     async def _exchange(self, data: bytes, fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
         try:
             return await self._ask(data, fds)
-        except ZygoteLost:
-            raise
-        except ConnectionError:  # not an end but a reset: the request was never read
+        except _NotForked:
+            pass
+        try:
             return await self._ask(data, fds)
+        except _NotForked as error:
+            raise ZygoteLost("the zygote does not live") from error
 
     async def _ask(self, data: bytes, fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
         self.start()
         process = self._process
         assert process is not None
+        alive, child = os.pipe()  # a child writes to it before anything else
         try:
-            protocol.send(process.control, data, fds)  # never blocks: one request at a time
+            try:
+                protocol.send(process.control, data, [child, *fds])  # one at a time: never blocks
+            finally:
+                os.close(child)
             return await process.receive()
-        except ConnectionError:
+        except ConnectionError as error:
             process.close()
             await process.died.wait()
-            raise
+            await _readable(alive)
+            if os.read(alive, 1):
+                raise ZygoteLost("the zygote died after it forked") from error
+            raise _NotForked from error
+        finally:
+            os.close(alive)
+
+
+class _NotForked(Exception):
+    """The zygote died before it forked."""
 
 
 class _Process:
@@ -134,21 +152,26 @@ class _Process:
         self.died.set()
 
     async def receive(self) -> tuple[dict[str, Any], list[int]]:
-        readable = self._loop.create_future()
-        fd = self.control.fileno()
-        self._loop.add_reader(fd, _settle, readable)
-        try:
-            await readable
-        finally:
-            self._loop.remove_reader(fd)
+        """A reply and its descriptors. Raises ConnectionError when the zygote is gone."""
+        await _readable(self.control.fileno())
         data, fds = protocol.receive(self.control)
         if not data:
-            raise ZygoteLost("the zygote died")
+            raise ConnectionResetError("the zygote is gone")
         return protocol.decode(data), fds
 
     def close(self) -> None:
         """Closing the control socket ends it."""
         self.control.close()
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+    loop.add_reader(fd, _settle, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(fd)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

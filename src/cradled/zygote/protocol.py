@@ -1,7 +1,9 @@
 """Blocking. What the daemon and its zygote say to each other over their control socket.
 
-One SEQPACKET message each way per fork, descriptors by SCM_RIGHTS. Both ends are the same
-interpreter, so the messages are ``marshal``: it needs no import and carries bytes as they are.
+One SEQPACKET message each way per fork, descriptors by SCM_RIGHTS: there go the writing end of a
+pipe, on which the child gives a sign of life, and what is for the child; back comes a pidfd. Both
+ends are the same interpreter, so the messages are ``marshal``: it needs no import and carries
+bytes as they are.
 
 Imported by everything that is forked: imports only ``marshal`` and ``socket`` at run time.
 """

@@ -89,6 +89,7 @@ def _serve(control: socket.socket, request: dict[str, Any], fds: list[int]) -> N
 def _child(request: dict[str, Any], fds: list[int]) -> NoReturn:
     status = 1
     try:
+        _give_sign_of_life(fds.pop(0))
         _reset_signals()
         os.setsid()
         os.umask(0o022)
@@ -106,6 +107,14 @@ def _child(request: dict[str, Any], fds: list[int]) -> NoReturn:
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _give_sign_of_life(fd: int) -> None:
+    """From here on the daemon must not ask another zygote, should this one die."""
+    try:  # noqa: SIM105
+        os.write(fd, b"1")
+    except BrokenPipeError:
+        pass  # it has the zygote's reply already
 
 
 def _reset_signals() -> None:

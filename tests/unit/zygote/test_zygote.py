@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cradled.zygote import protocol
-from cradled.zygote.client import Zygote, ZygoteLost
+from cradled.zygote.client import MAX_FDS, Zygote, ZygoteLost
 
 # The C library keeps signals 32 and 33 to itself: nobody can reset them.
 OURS = ~(3 << 31)
@@ -202,9 +202,24 @@ async def test_a_zygote_that_dies_before_it_reads_is_replaced(zygote: Zygote) ->
     assert (await task)["ppid"] == zygote.pid != first
 
 
+async def test_a_zygote_that_dies_at_any_moment_is_replaced_or_has_forked(zygote: Zygote) -> None:
+    for _ in range(30):
+        await run(zygote, "report", {})
+        assert zygote.pid is not None
+        asking = asyncio.create_task(zygote.fork("zygote_entries:leave", {"status": 0}))
+        await asked(zygote)
+        os.kill(zygote.pid, signal.SIGKILL)
+        (result,) = await asyncio.gather(asking, return_exceptions=True)
+        if isinstance(result, BaseException):
+            assert isinstance(result, ZygoteLost)
+            assert "after it forked" in str(result)
+        else:
+            await ended(result[1])
+
+
 async def test_a_zygote_that_cannot_start_is_an_error(zygote: Zygote, monkeypatch: Any) -> None:
     monkeypatch.setattr("cradled.zygote.client._BOOT", "raise SystemExit(1)")
-    with pytest.raises((ZygoteLost, ConnectionError)):
+    with pytest.raises(ZygoteLost, match="does not live"):
         await zygote.fork("zygote_entries:leave", {"status": 0})
 
 
@@ -228,7 +243,7 @@ async def test_limits(zygote: Zygote) -> None:
     with pytest.raises(ValueError, match="over the limit"):
         await zygote.fork("x:y", {"text": "x" * protocol.MAX_MESSAGE})
     with pytest.raises(ValueError, match="over the limit"):
-        await zygote.fork("x:y", {}, [0] * (protocol.MAX_FDS + 1))
+        await zygote.fork("x:y", {}, [0] * (MAX_FDS + 1))
     with pytest.raises(ValueError, match="unmarshallable"):
         await zygote.fork("x:y", {"object": object()})
     assert zygote.pid is None
