@@ -52,6 +52,18 @@ async def test_a_container_from_image_to_output(places: tuple[Path, Path], tmp_p
         assert await client.containers.list() == []
 
 
+def test_on_uvloop_too(tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> bytes:
+        async with cradled.Runtime(tmp_path / "root", tmp_path / "state") as client:
+            await prepare(client, tmp_path)
+            return (await client.run(IMAGE, ["echo", "hello"])).stdout
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) == b"hello\n"
+
+
 def process_state() -> dict[str, object]:
     root = logging.getLogger()
     umask = os.umask(0)
