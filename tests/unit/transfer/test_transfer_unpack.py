@@ -1,10 +1,20 @@
 """Unpacking: chain IDs, layers together and one by one, what is there already, failures."""
 
+import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from harness.transfers import HOST, ExtractingApplier, Layer, Layout, config, layers, pieces
+from harness.transfers import (
+    HOST,
+    ExtractingApplier,
+    Layer,
+    Layout,
+    config,
+    dump,
+    layers,
+    pieces,
+)
 
 from cradled import digest
 from cradled.core.snapshots import Kind
@@ -175,11 +185,75 @@ async def test_diff_ids_must_match_layers(transfers: Transfers, stores: ScopedDa
         "config": layout.blob(oci.CONFIG, config(parts)),
         "layers": [layout.blob(oci.LAYER_GZIP, parts[0].blob)],
     }
-    from harness.transfers import dump
-
     named = {"annotations": {oci.IMAGE_NAME: "x.io/x:1"}}
     layout.manifests.append(layout.blob(oci.MANIFEST, dump(manifest), **named))
     with pytest.raises(InvalidArgument, match="1 layers for 2 diff ids"):
         await transfers.import_archive(
             stores, pieces(layout.archive()), DESTINATION, lambda _: None
         )
+
+
+async def test_layers_are_unpacked_while_the_archive_arrives(
+    together: Transfers, stores: ScopedDatabase, applier: ExtractingApplier
+) -> None:
+    layout = Layout()
+    layout.manifests.append(layout.image(layers(2), annotations={oci.IMAGE_NAME: "x.io/x:1"}))
+    archive = layout.archive()
+
+    async def held_back() -> AsyncIterator[bytes]:
+        yield archive[:-5000]
+        while len(applier.log) < 2:  # noqa: ASYNC110 - the importer goes on meanwhile
+            await asyncio.sleep(0)
+        yield archive[-5000:]
+
+    await together.import_archive(stores, held_back(), DESTINATION, lambda _: None)
+    assert len(await snapshots(stores)) == 2
+
+
+async def test_layers_of_other_platforms_are_dropped(
+    together: Transfers, stores: ScopedDatabase, applier: ExtractingApplier
+) -> None:
+    layout = Layout()
+    both = [
+        layout.image(parts, arch, platform={"os": "linux", "architecture": arch})
+        for parts, arch in ((layers(2), HOST.architecture), (layers(4)[2:], "s390x"))
+    ]
+    named = {"annotations": {oci.IMAGE_NAME: "x.io/x:1"}}
+    layout.manifests.append(layout.index(both, **named))
+    await together.import_archive(stores, pieces(layout.archive()), DESTINATION, lambda _: None)
+    assert {name for name, _, _ in await snapshots(stores)} == set(chain(layers(2)))
+
+
+async def test_an_import_that_fails_drops_what_it_unpacked(
+    together: Transfers, stores: ScopedDatabase, applier: ExtractingApplier
+) -> None:
+    layout = Layout()
+    layout.image(layers(3))
+    archive = layout.archive()
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield archive[:-5000]
+        while not applier.log:  # noqa: ASYNC110 - the importer goes on meanwhile
+            await asyncio.sleep(0)
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        await together.import_archive(stores, broken(), DESTINATION, lambda _: None)
+    assert await snapshots(stores) == []
+
+
+async def test_images_that_share_layers(
+    together: Transfers, stores: ScopedDatabase, applier: ExtractingApplier
+) -> None:
+    layout = Layout()
+    parts = layers(4)
+    for number, chosen in enumerate((parts[:3], [*parts[:2], parts[3]], [parts[0], parts[0]])):
+        named = {"annotations": {oci.IMAGE_NAME: f"x.io/x:{number}"}}
+        layout.manifests.append(layout.image(chosen, **named))
+    await together.import_archive(stores, pieces(layout.archive()), DESTINATION, lambda _: None)
+    assert {name for name, _, kind in await snapshots(stores) if kind == Kind.COMMITTED} == {
+        *chain(parts[:3]),
+        *chain([*parts[:2], parts[3]]),
+        *chain([parts[0], parts[0]]),
+    }
+    assert len(await snapshots(stores)) == 5
