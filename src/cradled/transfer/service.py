@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from cradled.core.content import ContentStore
 from cradled.core.images import Image
@@ -22,10 +23,14 @@ _log = logging.getLogger(__name__)
 
 
 class Transfers:
-    """``stores`` are those of a namespace, bound to a lease that outlives the call."""
+    """``stores`` are those of a namespace, bound to a lease that outlives the call.
 
-    def __init__(self, unpacker: Unpacker) -> None:
+    ``snapshotter`` is meant where a client names none.
+    """
+
+    def __init__(self, unpacker: Unpacker, snapshotter: str = "overlayfs") -> None:
         self._unpacker = unpacker
+        self._snapshotter = snapshotter
 
     async def import_archive(
         self,
@@ -40,7 +45,11 @@ class Transfers:
         """
         tell(Progress("Importing"))
         wanted = _preferred(destination.platforms)
-        unpacks = [unpack for unpack in destination.unpacks if _runs_here(unpack)]
+        unpacks = [
+            replace(unpack, snapshotter=unpack.snapshotter or self._snapshotter)
+            for unpack in destination.unpacks
+            if _runs_here(unpack)
+        ]
         async with contextlib.AsyncExitStack() as stack:
             early = self._unpacker.early(stores, unpacks[0].snapshotter) if unpacks else None
             begin = (await stack.enter_async_context(early)).begin if early else None

@@ -257,3 +257,13 @@ async def test_images_that_share_layers(
         *chain([parts[0], parts[0]]),
     }
     assert len(await snapshots(stores)) == 5
+
+
+async def test_no_snapshotter_means_the_usual_one(
+    together: Transfers, stores: ScopedDatabase
+) -> None:
+    layout = Layout()
+    layout.manifests.append(layout.image(layers(2)))
+    destination = ImageDestination("x.io/x:1", unpacks=(Unpack("", ""),))
+    await together.import_archive(stores, pieces(layout.archive()), destination, lambda _: None)
+    assert len(await snapshots(stores)) == 2
