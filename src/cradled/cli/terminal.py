@@ -139,6 +139,13 @@ def _forwarded_signals(process: Process) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """For what must not be broken off: who presses keys now wants an end, and it is near."""
+    with _handlers({number: lambda: None for number in _FORWARDED}):
+        yield
+
+
 def _spawn(tasks: set[asyncio.Task[None]], coroutine: object) -> None:
     task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
     tasks.add(task)

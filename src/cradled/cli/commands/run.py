@@ -165,7 +165,7 @@ async def _run_here(app: App, container: Container, flags: dict[str, Any]) -> in
             return await terminal.follow(task, stdin=flags["interactive"], tty=flags["tty"])
     finally:
         if flags["remove"]:
-            with suppress(NotFound):
+            with suppress(NotFound), terminal.uninterrupted():
                 await container.remove(force=True)
 
 
