@@ -90,9 +90,11 @@ class TransferService:
     ) -> None:
         stream = self._streams.get(scope.namespace, source.stream)
         image = convert.destination_from_proto(destination)
-        chunks = receive_bytes(stream)
+        stores, chunks = self._db.scoped(scope), receive_bytes(stream)
         try:
-            await self._transfers.import_archive(self._db.scoped(scope), chunks, image, tell)
+            await self._transfers.import_archive(
+                stores, chunks, image, tell, compress=source.force_compress
+            )
         finally:
             await stream.close()
 

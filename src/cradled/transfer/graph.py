@@ -21,6 +21,9 @@ from cradled.oci import platforms
 DOCUMENT_LIMIT = 8 << 20
 """Bytes of the biggest manifest, index or config that is read."""
 
+UNCOMPRESSED = "containerd.io/uncompressed"
+"""Label of a compressed layer: the digest of what is in it."""
+
 _GC_REF = "containerd.io/gc.ref.content"
 _LAYERS = (
     "application/vnd.oci.image.layer.",

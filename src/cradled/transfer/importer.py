@@ -18,14 +18,15 @@ import msgspec
 
 from cradled import digest as digests
 from cradled import references
+from cradled.aio import threads
 from cradled.archive import decompress, tar
-from cradled.core.content import ContentStore
+from cradled.core.content import ContentStore, Reader
 from cradled.core.values import Descriptor
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
 from cradled.oci import image as oci
 from cradled.oci import platforms
 from cradled.transfer import graph
-from cradled.transfer.archive import Archive, open_archive
+from cradled.transfer.archive import PIECE, Archive, open_archive
 
 _LAYOUT = "oci-layout"
 _INDEX = "index.json"
@@ -37,6 +38,7 @@ _DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 _LAYER_TYPES = {"": _DOCKER_LAYER, "gzip": f"{_DOCKER_LAYER}.gzip", "zstd": oci.LAYER_ZSTD}
 _MAX_LINKS = 16
 _SNIFFED = 4
+_GZIP = 31  # zlib's window bits, and 16 for a gzip header
 
 
 class _DockerImage(msgspec.Struct, frozen=True, rename="pascal"):
@@ -53,14 +55,17 @@ async def take_in(
     content: ContentStore,
     chunks: AsyncIterator[bytes],
     found_layer: Callable[[Descriptor], None] | None = None,
+    *,
+    compress: bool = False,
 ) -> Descriptor:
     """Store an archive's blobs; returns its index, whose manifests say what they are called.
 
-    ``found_layer`` hears of each new blob that looks like a layer as soon as it is stored. Raises
-    InvalidArgument for what is no archive of images.
+    ``found_layer`` hears of each new blob that looks like a layer as soon as it is stored.
+    ``compress``: plain layers of a Docker archive become gzip ones. Raises InvalidArgument for
+    what is no archive of images.
     """
     archive = await open_archive(chunks)
-    intake = _Intake(content, found_layer)
+    intake = _Intake(content, found_layer, compress)
     while (entry := await archive.next()) is not None:
         await intake.take(entry, archive)
     await archive.drain()
@@ -69,10 +74,14 @@ async def take_in(
 
 class _Intake:
     def __init__(
-        self, content: ContentStore, found_layer: Callable[[Descriptor], None] | None
+        self,
+        content: ContentStore,
+        found_layer: Callable[[Descriptor], None] | None,
+        compress: bool,
     ) -> None:
         self._content = content
-        self._found_layer = found_layer
+        self._found_layer = None if compress else found_layer
+        self._compress = compress
         self._documents: dict[str, bytes] = {}
         self._files: dict[str, Descriptor] = {}
         self._links: dict[str, str] = {}
@@ -175,7 +184,26 @@ class _Intake:
 
     async def _docker_layer(self, path: str) -> dict[str, Any]:
         found = self._find(path)
-        return _entry(_LAYER_TYPES[await self._compression(found.digest)], found)
+        kind = await self._compression(found.digest)
+        if self._compress and not kind:
+            kind, found = "gzip", await self._compressed(found)
+        return _entry(_LAYER_TYPES[kind], found)
+
+    async def _compressed(self, plain: Descriptor) -> Descriptor:
+        """A gzip blob of a plain one."""
+        ref = "compress-blob-" + plain.digest.replace(":", "-")
+        writer = await graph.open_writer(self._content, ref)
+        reader = await self._content.open(plain.digest)
+        try:
+            await graph.copy_pieces(_gzipped(reader), writer)
+            status, digest = writer.status(), writer.digest()
+            await writer.commit(status.offset, digest, {graph.UNCOMPRESSED: plain.digest})
+        except AlreadyExists:
+            await graph.add_labels(self._content, digest, {graph.UNCOMPRESSED: plain.digest})
+        finally:
+            reader.close()
+            await writer.close()
+        return Descriptor("", digest, status.offset)
 
     def _find(self, path: str) -> Descriptor:
         name = posixpath.normpath(path)
@@ -186,6 +214,18 @@ class _Intake:
                 break
             name = self._links[name]
         raise InvalidArgument(f"image archive: no file {path}")
+
+
+async def _gzipped(reader: Reader) -> AsyncIterator[bytes]:
+    from isal import isal_zlib  # wanted by few
+
+    compressor = isal_zlib.compressobj(wbits=_GZIP)
+    offset = 0
+    while data := await reader.read(offset, PIECE):
+        offset += len(data)
+        if packed := await threads.run("bulk", compressor.compress, data):
+            yield packed
+    yield await threads.run("bulk", compressor.flush)
 
 
 def _clean(name: bytes) -> str:

@@ -38,10 +38,13 @@ class Transfers:
         chunks: AsyncIterator[bytes],
         destination: ImageDestination,
         tell: Tell,
+        *,
+        compress: bool = False,
     ) -> list[Image]:
         """Store an archive's images, unpack them where that is asked for, then record them.
 
-        Raises InvalidArgument for what is no archive of images, NotFound when none has a name.
+        ``compress``: plain layers of a Docker archive become gzip ones. Raises InvalidArgument for
+        what is no archive of images, NotFound when none has a name.
         """
         tell(Progress("Importing"))
         wanted = _preferred(destination.platforms)
@@ -53,7 +56,7 @@ class Transfers:
         async with contextlib.AsyncExitStack() as stack:
             early = self._unpacker.early(stores, unpacks[0].snapshotter) if unpacks else None
             begin = (await stack.enter_async_context(early)).begin if early else None
-            index = await importer.take_in(stores.content, chunks, begin)
+            index = await importer.take_in(stores.content, chunks, begin, compress=compress)
             await graph.label_tree(stores.content, index, wanted)
             data = await graph.read_document(stores.content, index.digest)
             found = graph.children(index.media_type, data, wanted)

@@ -24,11 +24,10 @@ from cradled.errors import AlreadyExists, Error, Internal, InvalidArgument, NotF
 from cradled.linux.mount import split_layers
 from cradled.oci import image as oci
 from cradled.transfer.early import EarlyLayers, Unpacked, directory
-from cradled.transfer.graph import Stores, add_labels, is_layer, read_document
+from cradled.transfer.graph import UNCOMPRESSED, Stores, add_labels, is_layer, read_document
 
 _SNAPSHOT_REF = "containerd.io/snapshot.ref"
 _INHERITED = "containerd.io/snapshot/"
-_UNCOMPRESSED = "containerd.io/uncompressed"
 _GC_SNAPSHOT = "containerd.io/gc.ref.snapshot"
 _TRIES = 3
 
@@ -98,7 +97,7 @@ class Unpacker:
                 await job.apply_on_parent(layer)
         for layer in layers:
             if layer.diff_id != layer.blob.digest:
-                label = {_UNCOMPRESSED: layer.diff_id}
+                label = {UNCOMPRESSED: layer.diff_id}
                 await add_labels(stores.content, layer.blob.digest, label)
         top = layers[-1].chain_id if layers else ""
         if top:

@@ -254,3 +254,20 @@ async def test_an_archive_that_breaks_off(stores: ScopedDatabase) -> None:
     with pytest.raises(InvalidArgument, match="unexpected EOF"):
         await import_(stores, layout.archive()[:2100])
     assert await stores.content.list_statuses() == []
+
+
+async def test_plain_layers_of_a_docker_archive_are_compressed(stores: ScopedDatabase) -> None:
+    transfers = Transfers(Unpacker(ExtractingApplier()))
+    for _ in range(2):
+        archive = pieces(docker_archive(layers(2), "x.io/x:1"))
+        images = await transfers.import_archive(stores, archive, ANY, print, compress=True)
+    reader = await stores.content.open(images[0].target.digest)
+    manifest = oci.manifest(await reader.read(0, reader.size))
+    reader.close()
+    for view, layer in zip(manifest.layers, layers(2), strict=True):
+        assert view.media_type.endswith(".tar.gzip")
+        reader = await stores.content.open(view.digest)
+        assert gzip.decompress(await reader.read(0, reader.size)) == layer.raw
+        assert reader.size == view.size < len(layer.raw)
+        reader.close()
+        assert await labels(stores, view.digest) == {"containerd.io/uncompressed": layer.diff_id}
