@@ -9,6 +9,7 @@ repair: directories of ingests without a ref are removed when the store is opene
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -93,13 +94,9 @@ class LocalContentStore:
     async def walk(self, filters: Sequence[str] = (), /) -> AsyncIterator[ContentInfo]:
         """All blobs, in no order; filters can ask for ``digest``."""
         wanted = filter_language.parse(filters)
-        for digest in await threads.run("fs", _list_blobs, self._blobs):
-            if not wanted.match(_field("digest", digest)):
-                continue
-            try:
-                yield await self.info(digest)
-            except NotFound:
-                continue
+        for info in await threads.run("fs", _list_infos, self._blobs):
+            if wanted.match(_field("digest", info.digest)):
+                yield info
 
     async def delete(self, digest: str, /) -> None:
         try:
@@ -287,6 +284,14 @@ def _list_blobs(root: str) -> list[str]:
     found = []
     for algorithm in os.listdir(root):
         found += [f"{algorithm}:{name}" for name in os.listdir(f"{root}/{algorithm}") if _HEX(name)]
+    return found
+
+
+def _list_infos(root: str) -> list[ContentInfo]:
+    found = []
+    for digest in _list_blobs(root):
+        with contextlib.suppress(NotFound):  # deleted meanwhile
+            found.append(_info(f"{root}/{digest.replace(':', '/')}", digest))
     return found
 
 
