@@ -44,11 +44,11 @@ def rootfs(tmp_path: Path) -> Path:
 
 
 def test_archives_of_both_kinds(cradle: Cradle, tmp_path: Path) -> None:
-    oci = busybox_image("quay.io/some/oci:1").write_oci_layout(tmp_path / "oci.tar")
+    oci = busybox_image("registry.example/some/oci:1").write_oci_layout(tmp_path / "oci.tar")
     docker = busybox_image("docker.io/library/docker:1").write_docker_archive(tmp_path / "d.tar")
-    assert cradle.ok("import", str(oci)) == "quay.io/some/oci:1\n"
+    assert cradle.ok("import", str(oci)) == "registry.example/some/oci:1\n"
     assert cradle.ok("import", str(docker)) == "docker.io/library/docker:1\n"
-    for name in ("quay.io/some/oci:1", "docker:1"):
+    for name in ("registry.example/some/oci:1", "docker:1"):
         assert cradle.ok("run", "--rm", name, "cat", "/etc/motd") == "hello from the second layer\n"
 
 
@@ -101,10 +101,10 @@ def test_listing(cradle: Cradle) -> None:
 def test_tag_and_rmi(cradle: Cradle) -> None:
     assert cradle.ok("tag", "busybox:test", "other") == "docker.io/library/other:latest\n"
     assert cradle.ok("run", "--rm", "other", "echo", "hi") == "hi\n"
-    assert cradle.ok("tag", "other", "quay.io/x:1") == "quay.io/x:1\n"
-    assert cradle.ok("rmi", "other", "quay.io/x:1").split() == [
+    assert cradle.ok("tag", "other", "registry.example/x:1") == "registry.example/x:1\n"
+    assert cradle.ok("rmi", "other", "registry.example/x:1").split() == [
         "docker.io/library/other:latest",
-        "quay.io/x:1",
+        "registry.example/x:1",
     ]
     assert cradle.ok("run", "--rm", "busybox:test", "echo", "still here") == "still here\n"
 

@@ -194,22 +194,22 @@ async def test_events(client: Client) -> None:
 
 async def test_images(client: Client, tmp_path: Path) -> None:
     steps: list[str] = []
-    archive = busybox_image("quay.io/x/y:1").write_docker_archive(tmp_path / "docker.tar")
+    archive = busybox_image("registry.example/x/y:1").write_docker_archive(tmp_path / "docker.tar")
     with archive.open("rb") as file:
         (image,) = await client.images.import_(file, tell=lambda step: steps.append(step.event))
-    assert image.name == "quay.io/x/y:1"
+    assert image.name == "registry.example/x/y:1"
     assert "saved" in steps
     data = archive.read_bytes()
     pieces = (data[start : start + 10_000] for start in range(0, len(data), 10_000))
-    assert [i.name for i in await client.images.import_(pieces)] == ["quay.io/x/y:1"]
+    assert [i.name for i in await client.images.import_(pieces)] == ["registry.example/x/y:1"]
     contents = await client.images.contents(image)
     assert len(contents.manifest.layers) == 2
-    tagged = await client.images.tag("quay.io/x/y:1", "y")
+    tagged = await client.images.tag("registry.example/x/y:1", "y")
     assert (tagged.name, tagged.target) == ("docker.io/library/y:latest", image.target)
     assert (await client.images.get("y")).name == tagged.name
     assert {i.name for i in await client.images.list()} == {NAME, image.name, tagged.name}
     await client.images.remove("y", sync=True)
-    await client.images.remove("quay.io/x/y:1", sync=True)
+    await client.images.remove("registry.example/x/y:1", sync=True)
     with pytest.raises(NotFound):
         await client.images.get("y")
     assert (await client.run(IMAGE, ["echo", "still here"])).status == 0
