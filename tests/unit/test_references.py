@@ -15,7 +15,7 @@ SHA = "sha256:" + "0123456789abcdef" * 4
         ("user/app", "docker.io/user/app:latest"),
         ("index.docker.io/alpine", "docker.io/library/alpine:latest"),
         ("docker.io/alpine", "docker.io/library/alpine:latest"),
-        ("quay.io/a/b/c:v1", "quay.io/a/b/c:v1"),
+        ("registry.example/a/b/c:v1", "registry.example/a/b/c:v1"),
         ("localhost/app", "localhost/app:latest"),
         ("localhost:5000/app:1", "localhost:5000/app:1"),
         ("Host/app", "Host/app:latest"),
@@ -46,7 +46,7 @@ def test_normalise(text: str, expected: str) -> None:
         "a___b",
         "a..b",
         "docker://alpine",
-        "https://quay.io/app",
+        "https://registry.example/app",
         "-host.io/app",
         "alpine\n",
         "alp ine",
@@ -61,13 +61,13 @@ def test_refuses(text: str) -> None:
 
 def test_hint_for_upper_case() -> None:
     with pytest.raises(InvalidArgument, match="must be lower case"):
-        references.parse("quay.io/App")
+        references.parse("registry.example/App")
 
 
 def test_parse_keeps_tag_and_digest() -> None:
-    reference = references.parse(f"quay.io/app:1@{SHA}")
-    assert reference == Reference("quay.io", "app", "1", SHA)
-    assert str(reference) == f"quay.io/app:1@{SHA}"
+    reference = references.parse(f"registry.example/app:1@{SHA}")
+    assert reference == Reference("registry.example", "app", "1", SHA)
+    assert str(reference) == f"registry.example/app:1@{SHA}"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_parse_keeps_tag_and_digest() -> None:
         ("docker.io/library/alpine:latest", "alpine:latest"),
         ("docker.io/user/app:1", "user/app:1"),
         ("docker.io/library/a/b:1", "library/a/b:1"),
-        ("quay.io/app:1", "quay.io/app:1"),
+        ("registry.example/app:1", "registry.example/app:1"),
         (f"docker.io/library/alpine@{SHA}", f"alpine@{SHA}"),
         ("import-2026-01-01", "import-2026-01-01"),
         ("NOT A NAME", "NOT A NAME"),
