@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -83,9 +84,11 @@ def build(path: Path, compression: str) -> None:
 
 
 def compress_zstd(data: bytes) -> bytes:
-    import zstandard
-
-    return zstandard.ZstdCompressor(level=3).compress(data)
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return bytes(zstd.compress(data, 3))
 
 
 def compress_gzip(data: bytes) -> bytes:
