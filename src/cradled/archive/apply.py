@@ -15,8 +15,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from cradled.archive import tar, whiteouts
 from cradled.archive.decompress import LayerStream
@@ -32,8 +31,7 @@ _ID_MASK = 0xFFFF_FFFF
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """Digest and size in bytes of the uncompressed layer, and the directories it did not list."""
 
     digest: str
