@@ -65,6 +65,8 @@ def _apply(params: Params, fds: Sequence[int], mountpoint: str) -> dict[str, Any
     """
     layer = Layer(fds[0], params["sniff"])
     plans: list[MountWords] = params["mounts"]
+    if not plans or plans[0][3]:
+        raise errors.InvalidArgument("no mount to apply a layer to")
     target = direct_target(plans)
     if target is None:
         applied = _apply_mounted(layer, plans, mountpoint, params["sync"])
