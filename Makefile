@@ -21,7 +21,9 @@ check: setup
 	$(BIN)/python -m pytest -q tests/style
 
 bench: setup
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench.rpc
+	image=$$(PYTHONPATH=tests $(BIN)/python -m harness.debian) && $(BIN)/python -m bench --image "$$image"
+	$(BIN)/python -m bench.cli
 
 protos: setup
 	$(BIN)/python tools/genapi.py
