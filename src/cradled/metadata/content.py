@@ -166,8 +166,7 @@ class Content:
             backend_ref: str = row[1]
             return backend_ref
 
-        backend_ref = await self._engine.run(command)
-        self._common.janitor.ingest(backend_ref)
+        backend_ref = await self._engine.run(command, self._common.janitor.ingest)
         await self._common.janitor.abort_ingest(backend_ref)
 
     async def writer(self, ref: str, /, *, total: int = 0, expected: str = "") -> Writer:

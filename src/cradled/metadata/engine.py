@@ -86,10 +86,23 @@ class Transaction:
 
 
 class _Job(Generic[T]):
-    __slots__ = ("changed", "command", "deletions", "done", "error", "events", "result", "waiter")
+    __slots__ = (
+        "changed",
+        "command",
+        "deletions",
+        "done",
+        "error",
+        "events",
+        "result",
+        "then",
+        "waiter",
+    )
 
-    def __init__(self, command: Callable[[Transaction], T]) -> None:
+    def __init__(
+        self, command: Callable[[Transaction], T], then: Callable[[T], None] | None
+    ) -> None:
         self.command = command
+        self.then = then
         self.waiter: asyncio.Future[None] | None = None
         self.done = False
         self.result: T | None = None
@@ -99,8 +112,10 @@ class _Job(Generic[T]):
         self.changed = False
 
     def deliver(self) -> None:
-        """On the loop's thread: wake the caller."""
+        """On the loop's thread: tell whoever follows up, and wake the caller."""
         self.done = True
+        if self.then is not None and self.error is None:
+            self.then(self.result)  # type: ignore[arg-type]
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -133,15 +148,19 @@ class Engine:
         )
         self._thread.start()
 
-    async def run(self, command: Callable[[Transaction], T]) -> T:
+    async def run(
+        self, command: Callable[[Transaction], T], then: Callable[[T], None] | None = None
+    ) -> T:
         """Run a command in the next batch; returns its result once it is durable.
 
         Raises what the command raised, or Internal or ResourceExhausted when the commit failed.
         A caller that is cancelled is told so when the command has run: nothing is left pending.
+        ``then`` is called with the result of a command that succeeded, also in that case: for what
+        must follow it, such as remembering what it left in a backend. It must not raise.
         """
         if self._closing:
             raise Internal("metadata is closed")
-        job = _Job(command)
+        job = _Job(command, then)
         self._queue.put(job)
         cancelled: asyncio.CancelledError | None = None
         while not job.done:

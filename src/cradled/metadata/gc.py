@@ -102,9 +102,8 @@ class Collection:
                 left = [each for each in batch if not self._is_marked(each.node, marked)]
                 return [each for each in left if _delete(tx, each)]
 
-            for each in await self._engine.run(command):
+            for each in await self._engine.run(command, self._orphan):
                 stats.removed[each.kind] += 1
-                self._orphan(each)
             failpoints.hit("metadata.gc.swept")
         return stats
 
@@ -240,13 +239,14 @@ class Collection:
     def _is_marked(self, node: str, marked: set[str]) -> bool:
         return node in marked or (self._any_flat and _flat(node) in marked)
 
-    def _orphan(self, each: Garbage) -> None:
-        if each.kind == graph.CONTENT:
-            self._janitor.blob(each.key)
-        elif each.kind == graph.INGEST:
-            self._janitor.ingest(each.backend_name)
-        elif each.kind == graph.SNAPSHOT:
-            self._janitor.snapshot(each.key.split("/", 1)[0], each.backend_name)
+    def _orphan(self, deleted: list[Garbage]) -> None:
+        for each in deleted:
+            if each.kind == graph.CONTENT:
+                self._janitor.blob(each.key)
+            elif each.kind == graph.INGEST:
+                self._janitor.ingest(each.backend_name)
+            elif each.kind == graph.SNAPSHOT:
+                self._janitor.snapshot(each.key.split("/", 1)[0], each.backend_name)
 
 
 class _Query(NamedTuple):

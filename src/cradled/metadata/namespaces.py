@@ -91,8 +91,11 @@ class Namespaces:
             tx.emit(name, topics.namespace_deleted(name))
             return refs
 
-        for (backend_ref,) in await self._engine.run(command):
-            self._janitor.ingest(backend_ref)
+        def abandon(refs: builtins.list[tuple[str]]) -> None:
+            for (backend_ref,) in refs:
+                self._janitor.ingest(backend_ref)
+
+        await self._engine.run(command, abandon)
 
 
 def _contents(tx: Transaction, name: str) -> list[str]:

@@ -312,6 +312,28 @@ async def test_writers_go_on_while_collecting(world: World, ns: ScopedDatabase) 
     assert world.blobs.blobs == {}
 
 
+async def test_a_collection_broken_off_forgets_no_orphan(world: World, ns: ScopedDatabase) -> None:
+    """Whoever asked for it may go away just when its deletions become durable."""
+    await blob(ns, "stray")
+    scheduler = Scheduler(world.db)
+    collecting = asyncio.ensure_future(scheduler.collect())
+    loop = asyncio.get_running_loop()
+
+    def leave_once_deleted() -> None:
+        rows = reader.execute("SELECT count(*) FROM content").fetchone()
+        if rows == (0,):
+            loop.call_soon_threadsafe(collecting.cancel)
+
+    reader = world.db.engine.reader()
+    with failpoints.armed("metadata.after_commit", leave_once_deleted):
+        await asyncio.gather(collecting, return_exceptions=True)
+    reader.close()
+    assert collecting.cancelled()
+    await scheduler.collect()
+    await scheduler.aclose()
+    assert world.blobs.blobs == {}
+
+
 async def until(condition: Callable[[], bool]) -> None:
     for _ in range(30_000):
         if condition():
