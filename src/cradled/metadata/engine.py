@@ -99,7 +99,7 @@ class _Job(Generic[T]):
     )
 
     def __init__(
-        self, command: Callable[[Transaction], T], then: Callable[[T], None] | None
+        self, command: Callable[[Transaction], T], then: Callable[[T], None] | None = None
     ) -> None:
         self.command = command
         self.then = then
