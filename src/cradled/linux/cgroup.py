@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = "/sys/fs/cgroup"
+NO_LIMIT = (1 << 64) - 1
 
 # Any hierarchy tells the members of a container's group; these are there on every legacy host.
 _MEMBERS = ("devices", "memory", "pids", "freezer", "cpu", "name=systemd")
@@ -104,6 +105,44 @@ def write(path: str, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
+
+
+def is_first_of_namespace(pid: int) -> bool:
+    """Whether the kernel ends all others of a pid namespace with this process. Raises OSError."""
+    for line in read(f"/proc/{pid}/status").split("\n"):
+        if line.startswith("NSpid:"):
+            numbers = line.split()
+            return len(numbers) > 2 and numbers[-1] == "1"
+    return False
+
+
+# The files of a group. One that the kernel does not have reads as if it were empty.
+
+
+def text(path: str) -> str:
+    """A whole file."""
+    try:
+        return read(path)
+    except OSError:
+        return ""
+
+
+def number(path: str) -> int:
+    """A file of one number; ``max`` is ``NO_LIMIT``."""
+    word = text(path).strip()
+    return NO_LIMIT if word == "max" else int(word or 0)
+
+
+def table(path: str) -> dict[str, int]:
+    """A file of lines ``key value``."""
+    pairs = (line.split() for line in text(path).split("\n"))
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+
+
+def assignments(words: list[str]) -> dict[str, int]:
+    """Words ``key=value``; ``max`` is ``NO_LIMIT``."""
+    pairs = (word.partition("=") for word in words)
+    return {key: NO_LIMIT if value == "max" else int(value) for key, _, value in pairs}
 
 
 def _pids(directory: str) -> Iterator[int]:

@@ -36,17 +36,19 @@ RESOLVE_IN_ROOT = 0x10
 RESOLVE_CACHED = 0x20
 
 _library: Any = None
+_long: Any = None
+_errno: Any = None
 
 
 def load() -> Any:
     """The C library; ctypes is imported by the first call."""
-    global _library
+    global _library, _long, _errno
     if _library is None:
         import ctypes
 
         library = ctypes.CDLL(None, use_errno=True)
         library.syscall.restype = ctypes.c_long
-        _library = library
+        _library, _long, _errno = library, ctypes.c_long, ctypes.get_errno
     return _library
 
 
@@ -55,13 +57,11 @@ def call(name: str, *args: int | bytes | Any, path: str | bytes | None = None) -
 
     Arguments are ints (passed as long), bytes, None for a null pointer, or ctypes objects.
     """
-    import ctypes
-
     library = load()
-    arguments = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+    arguments = [_long(a) if isinstance(a, int) else a for a in args]
     result: int = getattr(library, name)(*arguments)
     if result == -1:
-        error = ctypes.get_errno()
+        error = _errno()
         if path is None:
             raise OSError(error, f"{name}: {os.strerror(error)}")
         raise OSError(error, os.strerror(error), path)

@@ -151,7 +151,7 @@ def _delete(flags: Flags) -> bytes:
     options = bundle.load_options(directory, m.Options())
     root = f"{options.root or runc.DEFAULT_ROOT}/{flags['namespace']}"
     argv = runc.argv(options, root, f"{directory}/log.json", "delete", "--force", flags["id"])
-    _, status = os.waitpid(spawn(argv, runc.environment()), 0)
+    _, status = os.waitpid(spawn(argv, runc.ENVIRONMENT), 0)
     if status:
         print(f"{argv[0]} delete --force {flags['id']}: status {status}", file=sys.stderr)
     mount.unmount_below(f"{directory}/rootfs", detach=True)
@@ -183,7 +183,7 @@ def _info(stdin: bytes) -> bytes:
 
 def _output(argv: list[str]) -> bytes:
     fd = os.memfd_create("output", os.MFD_CLOEXEC)
-    _, status = os.waitpid(spawn(argv, runc.environment(), (None, fd, None)), 0)
+    _, status = os.waitpid(spawn(argv, runc.ENVIRONMENT, (None, fd, None)), 0)
     return os.pread(fd, os.fstat(fd).st_size, 0) if status == 0 else b""
 
 

@@ -80,15 +80,6 @@ def read_pid(path: str) -> int:
         raise Error(f"failed to retrieve OCI runtime container pid: {error}") from None
 
 
-def is_first_of_namespace(pid: int) -> bool:
-    """Whether the kernel ends all others of a pid namespace with this process. Raises OSError."""
-    for line in cgroup.read(f"/proc/{pid}/status").split("\n"):
-        if line.startswith("NSpid:"):
-            numbers = line.split()
-            return len(numbers) > 2 and numbers[-1] == "1"
-    return False
-
-
 def mount_rootfs(bundle: str, mounts: Sequence[Mount]) -> None:
     """Make the mounts below ``rootfs``. Raises Error; nothing stays mounted then."""
     if not mounts:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 
-from cradled.linux.cgroup import read
+from cradled.linux.cgroup import NO_LIMIT, assignments, number, table, text
 from cradled.shim import messages as m
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any, TypeVar
 
     from cradled.linux.cgroup import Cgroup
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=Message)
 
-_NO_LIMIT = (1 << 64) - 1
 _TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_MAX_UINT32 = 0xFFFFFFFF
 
+# Lines of the legacy memory.stat whose fields have other names.
 _LEGACY_MEMORY = {
     "pgpgin": "pg_pg_in",
     "pgpgout": "pg_pg_out",
@@ -35,48 +36,54 @@ _LEGACY_MEMORY = {
     "total_pgfault": "total_pg_fault",
     "total_pgmajfault": "total_pg_maj_fault",
 }
-_MEMORY_ENTRIES = {"usage": "", "swap": ".memsw", "kernel": ".kmem", "kernel_tcp": ".kmem.tcp"}
-_BLKIO = {
-    "io_service_bytes_recursive": "io_service_bytes_recursive",
-    "io_serviced_recursive": "io_serviced_recursive",
-    "io_queued_recursive": "io_queued_recursive",
-    "io_service_time_recursive": "io_service_time_recursive",
-    "io_wait_time_recursive": "io_wait_time_recursive",
-    "io_merged_recursive": "io_merged_recursive",
-    "io_time_recursive": "time_recursive",
-    "sectors_recursive": "sectors_recursive",
-}
-# Which I/O scheduler keeps the count depends on the kernel; the throttling layer always does.
+_LEGACY_ENTRIES = {"usage": "", "swap": ".memsw", "kernel": ".kmem", "kernel_tcp": ".kmem.tcp"}
+_LEGACY_ENTRY = {"limit": "limit_in_bytes", "usage": "usage_in_bytes", "max": "max_usage_in_bytes",
+                 "failcnt": "failcnt"}  # fmt: skip
+_BLKIO = {name: name for _, (name, _, _) in m.V1BlkIOStat.FIELDS.items()}
+_BLKIO["io_time_recursive"] = "time_recursive"
+# Which I/O scheduler keeps a count depends on the kernel; the throttling layer always does.
 _BLKIO_KEEPERS = ("", "bfq.", "throttle.")
+
+_UNIFIED_MEMORY = {
+    "usage": "memory.current",
+    "usage_limit": "memory.max",
+    "max_usage": "memory.peak",
+    "swap_usage": "memory.swap.current",
+    "swap_limit": "memory.swap.max",
+    "swap_max_usage": "memory.swap.peak",
+}
 
 
 def metrics(group: Cgroup) -> m.V1Metrics | m.V2Metrics:
     """Everything the kernel tells about a group."""
-    return unified(group.directory("")) if group.unified else legacy(group)
+    return _unified(group.directory("")) if group.unified else _legacy(group)
 
 
-def legacy(group: Cgroup) -> m.V1Metrics:
-    """The figures of a group of the legacy hierarchies."""
-    memory = group.directory("memory")
-    oom = _table(f"{memory}/memory.oom_control")
+def _legacy(group: Cgroup) -> m.V1Metrics:
+    memory, pids, blkio = (group.directory(name) for name in ("memory", "pids", "blkio"))
+    oom = table(f"{memory}/memory.oom_control")
     return m.V1Metrics(
         hugetlb=list(_legacy_hugetlb(group.directory("hugetlb"))),
-        pids=_legacy_pids(group.directory("pids")),
+        pids=_legacy_pids(pids) if pids else None,
         cpu=_legacy_cpu(group.directory("cpu"), group.directory("cpuacct")),
-        memory=_legacy_memory(memory),
-        blkio=_blkio(group.directory("blkio")),
+        memory=_legacy_memory(memory) if memory else None,
+        blkio=_legacy_blkio(blkio) if blkio else None,
         rdma=_rdma(group.directory("rdma"), m.V1RdmaStat, m.V1RdmaEntry),
         memory_oom_control=_filled(m.V1MemoryOomControl(), oom) if oom else None,
     )
 
 
-def unified(directory: str) -> m.V2Metrics:
-    """The figures of a group of the unified hierarchy."""
-    events = _table(f"{directory}/memory.events")
+def _unified(directory: str) -> m.V2Metrics:
+    events = table(f"{directory}/memory.events")
+    cpu = _filled(m.V2CPUStat(), table(f"{directory}/cpu.stat"))
+    cpu.psi = _pressure(f"{directory}/cpu.pressure")
+    memory = _filled(m.V2MemoryStat(), table(f"{directory}/memory.stat"))
+    _filled(memory, _numbers(f"{directory}/", _UNIFIED_MEMORY))
+    memory.psi = _pressure(f"{directory}/memory.pressure")
     return m.V2Metrics(
-        pids=_unified_pids(directory),
-        cpu=_unified_cpu(directory),
-        memory=_unified_memory(directory),
+        pids=m.V2PidsStat(**_numbers(f"{directory}/pids.", {"current": "current", "limit": "max"})),
+        cpu=cpu,
+        memory=memory,
         rdma=_rdma(directory, m.V2RdmaStat, m.V2RdmaEntry),
         io=_unified_io(directory),
         hugetlb=list(_unified_hugetlb(directory)),
@@ -84,80 +91,61 @@ def unified(directory: str) -> m.V2Metrics:
     )
 
 
-def _legacy_pids(directory: str) -> m.V1PidsStat | None:
-    if not directory:
-        return None
-    limit = _number(f"{directory}/pids.max")
-    return m.V1PidsStat(
-        current=_number(f"{directory}/pids.current"), limit=0 if limit == _NO_LIMIT else limit
-    )
+def _legacy_pids(directory: str) -> m.V1PidsStat:
+    limit = number(f"{directory}/pids.max")
+    current = number(f"{directory}/pids.current")
+    return m.V1PidsStat(current=current, limit=0 if limit == NO_LIMIT else limit)
 
 
 def _legacy_cpu(cpu: str, cpuacct: str) -> m.V1CPUStat:
-    throttling = _table(f"{cpu}/cpu.stat")
-    ticks = _table(f"{cpuacct}/cpuacct.stat")
-    return m.V1CPUStat(
-        usage=m.V1CPUUsage(
-            total=_number(f"{cpuacct}/cpuacct.usage"),
-            kernel=ticks.get("system", 0) * _TICK,
-            user=ticks.get("user", 0) * _TICK,
-            per_cpu=[int(word) for word in _text(f"{cpuacct}/cpuacct.usage_percpu").split()],
-        ),
-        throttling=m.V1Throttle(
-            periods=throttling.get("nr_periods", 0),
-            throttled_periods=throttling.get("nr_throttled", 0),
-            throttled_time=throttling.get("throttled_time", 0),
-        ),
+    throttling = table(f"{cpu}/cpu.stat")
+    ticks = table(f"{cpuacct}/cpuacct.stat")
+    usage = m.V1CPUUsage(
+        total=number(f"{cpuacct}/cpuacct.usage"),
+        kernel=ticks.get("system", 0) * _TICK,
+        user=ticks.get("user", 0) * _TICK,
+        per_cpu=[int(word) for word in text(f"{cpuacct}/cpuacct.usage_percpu").split()],
     )
+    throttle = m.V1Throttle(
+        periods=throttling.get("nr_periods", 0),
+        throttled_periods=throttling.get("nr_throttled", 0),
+        throttled_time=throttling.get("throttled_time", 0),
+    )
+    return m.V1CPUStat(usage=usage, throttling=throttle)
 
 
-def _legacy_memory(directory: str) -> m.V1MemoryStat | None:
-    if not directory:
-        return None
-    table = _table(f"{directory}/memory.stat")
-    stat = _filled(
-        m.V1MemoryStat(), {_LEGACY_MEMORY.get(key, key): value for key, value in table.items()}
-    )
-    for name, part in _MEMORY_ENTRIES.items():
+def _legacy_memory(directory: str) -> m.V1MemoryStat:
+    lines = table(f"{directory}/memory.stat")
+    values = {_LEGACY_MEMORY.get(key, key): value for key, value in lines.items()}
+    stat = _filled(m.V1MemoryStat(), values)
+    for name, part in _LEGACY_ENTRIES.items():
         prefix = f"{directory}/memory{part}."
         if os.path.exists(prefix + "usage_in_bytes"):
-            entry = m.V1MemoryEntry(
-                limit=_number(prefix + "limit_in_bytes"),
-                usage=_number(prefix + "usage_in_bytes"),
-                max=_number(prefix + "max_usage_in_bytes"),
-                failcnt=_number(prefix + "failcnt"),
-            )
-            setattr(stat, name, entry)
+            setattr(stat, name, m.V1MemoryEntry(**_numbers(prefix, _LEGACY_ENTRY)))
     return stat
 
 
 def _legacy_hugetlb(directory: str) -> Iterator[m.V1HugetlbStat]:
+    files = {key: file for key, file in _LEGACY_ENTRY.items() if key != "limit"}
     for size, prefix in _hugepages(directory, ".usage_in_bytes"):
-        yield m.V1HugetlbStat(
-            usage=_number(prefix + ".usage_in_bytes"),
-            max=_number(prefix + ".max_usage_in_bytes"),
-            failcnt=_number(prefix + ".failcnt"),
-            pagesize=size,
-        )
+        yield m.V1HugetlbStat(pagesize=size, **_numbers(prefix + ".", files))
 
 
-def _blkio(directory: str) -> m.V1BlkIOStat | None:
-    if not directory:
-        return None
+def _legacy_blkio(directory: str) -> m.V1BlkIOStat:
     stat = m.V1BlkIOStat()
     names = _block_devices()
     for field, file in _BLKIO.items():
         for keeper in _BLKIO_KEEPERS:
-            entries = list(_blkio_entries(_text(f"{directory}/blkio.{keeper}{file}"), names))
+            entries = list(_blkio_entries(text(f"{directory}/blkio.{keeper}{file}"), names))
             if entries:
                 setattr(stat, field, entries)
                 break
     return stat
 
 
-def _blkio_entries(text: str, names: dict[str, str]) -> Iterator[m.V1BlkIOEntry]:
+def _blkio_entries(lines: str, names: dict[str, str]) -> Iterator[m.V1BlkIOEntry]:
     """Lines ``8:0 Read 1`` or ``8:0 1``; the sums at the end have no device."""
-    for line in text.split("\n"):
+    for line in lines.split("\n"):
         device, *operation, value = line.split() or ("", "0")
         major, colon, minor = device.partition(":")
         if colon:
@@ -171,73 +159,38 @@ def _blkio_entries(text: str, names: dict[str, str]) -> Iterator[m.V1BlkIOEntry]
 
 
 def _block_devices() -> dict[str, str]:
-    devices = {}
-    for line in _text("/proc/diskstats").split("\n"):
-        words = line.split(None, 3)
-        if len(words) > 3:
-            devices[f"{words[0]}:{words[1]}"] = f"/dev/{words[2]}"
-    return devices
-
-
-def _unified_pids(directory: str) -> m.V2PidsStat:
-    return m.V2PidsStat(
-        current=_number(f"{directory}/pids.current"), limit=_number(f"{directory}/pids.max")
-    )
-
-
-def _unified_cpu(directory: str) -> m.V2CPUStat:
-    stat = _filled(m.V2CPUStat(), _table(f"{directory}/cpu.stat"))
-    stat.psi = _pressure(f"{directory}/cpu.pressure")
-    return stat
-
-
-def _unified_memory(directory: str) -> m.V2MemoryStat:
-    stat = _filled(m.V2MemoryStat(), _table(f"{directory}/memory.stat"))
-    stat.usage = _number(f"{directory}/memory.current")
-    stat.usage_limit = _number(f"{directory}/memory.max")
-    stat.max_usage = _number(f"{directory}/memory.peak")
-    stat.swap_usage = _number(f"{directory}/memory.swap.current")
-    stat.swap_limit = _number(f"{directory}/memory.swap.max")
-    stat.swap_max_usage = _number(f"{directory}/memory.swap.peak")
-    stat.psi = _pressure(f"{directory}/memory.pressure")
-    return stat
+    rows = (line.split(None, 3) for line in text("/proc/diskstats").split("\n"))
+    return {f"{row[0]}:{row[1]}": f"/dev/{row[2]}" for row in rows if len(row) > 3}
 
 
 def _unified_io(directory: str) -> m.V2IOStat:
     usage = []
-    for line in _text(f"{directory}/io.stat").split("\n"):
+    for line in text(f"{directory}/io.stat").split("\n"):
         device, *words = line.split() or ("",)
         major, colon, minor = device.partition(":")
         if colon:
             entry = m.V2IOEntry(major=int(major), minor=int(minor))
-            usage.append(_filled(entry, _assignments(words)))
+            usage.append(_filled(entry, assignments(words)))
     return m.V2IOStat(usage=usage, psi=_pressure(f"{directory}/io.pressure"))
 
 
 def _unified_hugetlb(directory: str) -> Iterator[m.V2HugeTlbStat]:
     for size, prefix in _hugepages(directory, ".current"):
-        yield m.V2HugeTlbStat(
-            current=_number(prefix + ".current"),
-            max=_number(prefix + ".max"),
-            pagesize=size,
-            failcnt=_table(prefix + ".events").get("max", 0),
-        )
+        figures = _numbers(prefix + ".", {"current": "current", "max": "max"})
+        failures = table(prefix + ".events").get("max", 0)
+        yield m.V2HugeTlbStat(pagesize=size, failcnt=failures, **figures)
 
 
 def _pressure(path: str) -> m.V2PSIStats | None:
     """Lines ``some avg10=0.00 avg60=0.00 avg300=0.00 total=0``."""
     stats = m.V2PSIStats()
-    for line in _text(path).split("\n"):
+    for line in text(path).split("\n"):
         kind, *words = line.split() or ("",)
         if kind in ("some", "full"):
             values = dict(word.split("=", 1) for word in words)
-            data = m.V2PSIData(
-                avg10=float(values["avg10"]),
-                avg60=float(values["avg60"]),
-                avg300=float(values["avg300"]),
-                total=int(values["total"]),
-            )
-            setattr(stats, kind, data)
+            total = int(values.pop("total"))
+            averages = {key: float(value) for key, value in values.items()}
+            setattr(stats, kind, m.V2PSIData(total=total, **averages))
     return stats if stats.some or stats.full else None
 
 
@@ -247,57 +200,33 @@ def _rdma(directory: str, stat: Any, entry: Any) -> Any:
         return None
     lists = []
     for file in ("rdma.current", "rdma.max"):
-        lines = (line.split() for line in _text(f"{directory}/{file}").split("\n"))
-        values = [(words[0], _assignments(words[1:])) for words in lines if words]
-        lists.append(
-            [
-                entry(
-                    device=device,
-                    hca_handles=min(counts.get("hca_handle", 0), 0xFFFFFFFF),
-                    hca_objects=min(counts.get("hca_object", 0), 0xFFFFFFFF),
-                )
-                for device, counts in values
-            ]
-        )
+        entries = []
+        for words in filter(None, map(str.split, text(f"{directory}/{file}").split("\n"))):
+            counts = assignments(words[1:])
+            handles, objects = (counts.get(key, 0) for key in ("hca_handle", "hca_object"))
+            limited = {"hca_handles": min(handles, _MAX_UINT32),
+                       "hca_objects": min(objects, _MAX_UINT32)}  # fmt: skip
+            entries.append(entry(device=words[0], **limited))
+        lists.append(entries)
     return stat(current=lists[0], limit=lists[1])
 
 
 def _hugepages(directory: str, suffix: str) -> Iterator[tuple[str, str]]:
     """(page size, path up to it) of each size that a group accounts for."""
-    if not directory:
-        return
-    for name in sorted(os.listdir(directory)):
+    for name in sorted(os.listdir(directory)) if directory else ():
         size = name.removeprefix("hugetlb.").removesuffix(suffix)
         if name == f"hugetlb.{size}{suffix}" and "." not in size:
             yield size, f"{directory}/hugetlb.{size}"
 
 
-def _filled(message: M, values: dict[str, int]) -> M:
+def _numbers(prefix: str, files: Mapping[str, str]) -> dict[str, int]:
+    """The numbers in files, by field."""
+    return {field: number(prefix + file) for field, file in files.items()}
+
+
+def _filled(message: M, values: Mapping[str, int]) -> M:
     """Set the numbers that have a value of their name."""
     for name, _, inner in message.FIELDS.values():
         if name in values and inner is None:
             setattr(message, name, values[name])
     return message
-
-
-def _table(path: str) -> dict[str, int]:
-    """A file of lines ``key value``."""
-    pairs = (line.split() for line in _text(path).split("\n"))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
-
-
-def _assignments(words: list[str]) -> dict[str, int]:
-    pairs = (word.partition("=") for word in words)
-    return {key: _NO_LIMIT if value == "max" else int(value) for key, _, value in pairs}
-
-
-def _number(path: str) -> int:
-    text = _text(path).strip()
-    return _NO_LIMIT if text == "max" else int(text or 0)
-
-
-def _text(path: str) -> str:
-    try:
-        return read(path)
-    except OSError:
-        return ""

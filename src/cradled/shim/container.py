@@ -18,16 +18,15 @@ from cradled.shim import bundle, runc
 from cradled.shim import messages as m
 from cradled.shim.cgroup import metrics
 from cradled.shim.codec import encode
-from cradled.shim.console import ConsoleSocket
 from cradled.shim.loop import Future, Lock
 from cradled.shim.oom import OomWatch
 from cradled.shim.process import PAUSED, PAUSING, RUNNING, STOPPED, State
-from cradled.shim.publisher import EXIT, timestamp
+from cradled.shim.publisher import timestamp
 from cradled.shim.stdio import Names, Streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Any
 
     from cradled.linux.cgroup import Cgroup
     from cradled.shim.loop import Loop
@@ -54,18 +53,8 @@ class Process:
     """An init (``id`` empty) or an exec."""
 
     __slots__ = (
-        "ended",
-        "exit_status",
-        "exited",
-        "exited_at",
-        "id",
-        "lock",
-        "names",
-        "pid",
-        "spec",
-        "starting",
-        "state",
-        "streams",
+        "ended", "exit_status", "exited", "exited_at", "id", "lock", "names",
+        "pid", "spec", "starting", "state", "streams",
     )  # fmt: skip
 
     def __init__(self, id: str, names: Names, spec: bytes = b"") -> None:
@@ -101,8 +90,7 @@ class Container:
             f"{options.root or runc.DEFAULT_ROOT}/{shim.namespace}",
             f"{request.bundle}/log.json",
         )
-        names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
-        self.init = Process("", names)
+        self.init = Process("", Names(request))
         self.execs: dict[str, Process] = {}
         self._consoles = 0
         self._group: Cgroup | None = None
@@ -125,18 +113,13 @@ class Container:
 
         Of a container that is to be restored from a checkpoint, creation is left to the start.
         """
-        request, init = self._request, self.init
-        bundle.save_options(self.bundle, self._options, self._runc.binary)
+        request, options = self._request, self._options
+        bundle.save_options(self.bundle, options, self._runc.binary)
         bundle.mount_rootfs(self.bundle, request.rootfs)
         try:
             if not request.checkpoint:
-                await self._launch(
-                    init,
-                    "OCI runtime create failed",
-                    lambda console: runc.create_words(
-                        self._options, self.bundle, self._pid_file("init"), console, self.id
-                    ),
-                )
+                words = runc.create_words(options, self.bundle, self._pid_file("init"), self.id)
+                await self._launch(self.init, "OCI runtime create failed", words)
         except BaseException:
             bundle.unmount_rootfs(self.bundle, request.rootfs)
             raise
@@ -146,42 +129,30 @@ class Container:
             stderr=request.stderr,
             terminal=request.terminal,
         )
-        event = m.TaskCreate(
-            container_id=self.id,
-            bundle=self.bundle,
-            rootfs=request.rootfs,
-            io=io,
-            checkpoint=request.checkpoint,
-            pid=init.pid,
-        )
-        self._shim.publisher.send("/tasks/create", event)
-        if init.pid:
+        told = {"bundle": self.bundle, "rootfs": request.rootfs, "checkpoint": request.checkpoint}
+        self._tell("create", m.TaskCreate, io=io, pid=self.init.pid, **told)
+        if self.init.pid:
             self._attend()
-        return init.pid
+        return self.init.pid
 
     async def start(self) -> int:
         """Start what was created; returns the pid."""
         init = self.init
-        turn = await init.lock.hold()
-        try:
+        async with init.lock:
             init.state.check("start")
             init.starting = Future()
             try:
                 await self._start()
                 init.state.done("start")
-                event = m.TaskStart(container_id=self.id, pid=init.pid)
-                self._shim.publisher.send("/tasks/start", event)
+                self._tell("start", m.TaskStart, pid=init.pid)
             finally:
                 init.starting.set()
-        finally:
-            turn.set()
         return init.pid
 
     async def delete(self) -> Process:
         """Remove what is left of an ended, or never started, container."""
-        init, publisher = self.init, self._shim.publisher
-        turn = await init.lock.hold()
-        try:
+        init = self.init
+        async with init.lock:
             init.state.check("delete")
             if init.state.now == STOPPED and init.streams is not None:
                 await init.streams.drain(DRAIN)
@@ -191,19 +162,13 @@ class Container:
             for process in (*self.execs.values(), init):
                 if process.streams is not None:
                     await process.streams.close()
+                process.exited.set()  # of those that never ran, too
             if self._oom is not None:
                 self._oom.close()
             bundle.unmount_rootfs(self.bundle, self._request.rootfs)
             init.state.done("delete")
-        finally:
-            turn.set()
-        event = m.TaskDelete(
-            container_id=self.id,
-            pid=init.pid,
-            exit_status=init.exit_status,
-            exited_at=timestamp(init.exited_at),
-        )
-        publisher.send("/tasks/delete", event)
+        ended = {"exit_status": init.exit_status, "exited_at": timestamp(init.exited_at)}
+        self._tell("delete", m.TaskDelete, pid=init.pid, **ended)
         return init
 
     # The life of an exec
@@ -213,17 +178,14 @@ class Container:
         if request.exec_id in self.execs:
             raise AlreadyExists(f"id {request.exec_id}")
         self.init.state.check("exec")
-        names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
         spec = request.spec.value if request.spec is not None else b""
-        self.execs[request.exec_id] = Process(request.exec_id, names, spec)
-        event = m.TaskExecAdded(container_id=self.id, exec_id=request.exec_id)
-        self._shim.publisher.send("/tasks/exec-added", event)
+        self.execs[request.exec_id] = Process(request.exec_id, Names(request), spec)
+        self._tell("exec-added", m.TaskExecAdded, exec_id=request.exec_id)
 
     async def start_exec(self, exec_id: str) -> int:
         """Start a registered exec; returns its pid."""
         process = self.process(exec_id)
-        turn = await process.lock.hold()
-        try:
+        async with process.lock:
             if self.init.ended.done:
                 raise FailedPrecondition(f"container {self.id} init process is not running")
             process.state.check("start")
@@ -235,23 +197,19 @@ class Container:
                 raise
             finally:
                 process.starting.set()
-        finally:
-            turn.set()
         return process.pid
 
     async def delete_exec(self, exec_id: str) -> Process:
         """Forget an exec that has ended or was never started."""
         process = self.process(exec_id)
-        turn = await process.lock.hold()
-        try:
+        async with process.lock:
             process.state.check("delete")
             if process.streams is not None:
                 await process.streams.drain(DRAIN)
                 await process.streams.close()
             process.state.done("delete")
+            process.exited.set()
             self.execs.pop(exec_id, None)
-        finally:
-            turn.set()
         return process
 
     # What is done to processes
@@ -272,25 +230,22 @@ class Container:
 
     async def pause(self) -> None:
         """Freeze all processes."""
-        init = self.init
-        turn = await init.lock.hold()
-        try:
-            init.state.check("pause")
-            init.state.now = PAUSING
+        state = self.init.state
+        async with self.init.lock:
+            state.check("pause")
+            state.now = PAUSING
             try:
                 await self._runc.run("OCI runtime pause failed", "pause", self.id)
-                init.state.done("pause")
+                state.done("pause")
             finally:
-                if init.state.now == PAUSING:
-                    init.state.now = RUNNING
-        finally:
-            turn.set()
-        self._shim.publisher.send("/tasks/paused", m.TaskPaused(container_id=self.id))
+                if state.now == PAUSING:
+                    state.now = RUNNING
+        self._tell("paused", m.TaskPaused)
 
     async def resume(self) -> None:
         """Let frozen processes run."""
         await self._locked("resume", "OCI runtime resume failed", "resume", self.id)
-        self._shim.publisher.send("/tasks/resumed", m.TaskResumed(container_id=self.id))
+        self._tell("resumed", m.TaskResumed)
 
     async def dump(self, path: str, options: m.CheckpointOptions) -> None:
         """Write a checkpoint to ``path``."""
@@ -341,55 +296,40 @@ class Container:
     # Inside
 
     async def _start(self) -> None:
-        if not self._request.checkpoint:
+        checkpoint, pid_file = self._request.checkpoint, self._pid_file("init")
+        if not checkpoint:
             await self._runc.run("OCI runtime start failed", "start", self.id)
             return
-        await self._launch(
-            self.init,
-            "OCI runtime restore failed",
-            lambda console: runc.restore_words(
-                self._options,
-                [self._request.checkpoint, self._criu_work()],
-                [self.bundle, self._pid_file("init")],
-                console,
-                self.id,
-            ),
-        )
+        image = (checkpoint, self._criu_work())
+        words = runc.restore_words(self._options, image, self.bundle, pid_file, self.id)
+        await self._launch(self.init, "OCI runtime restore failed", words)
         self._attend()
 
     async def _start_exec(self, process: Process) -> None:
         spec = f"{self.bundle}/{process.id}.process"
-        pid_file = self._pid_file(process.id)
         fs.atomic_write(spec, process.spec, 0o600, sync=False)
         try:
-            await self._launch(
-                process,
-                "OCI runtime exec failed",
-                lambda console: runc.exec_words(spec, pid_file, console, self.id),
-            )
+            words = runc.exec_words(spec, self._pid_file(process.id), self.id)
+            await self._launch(process, "OCI runtime exec failed", words)
         finally:
             os.unlink(spec)
         process.spec = b""
         process.state.done("start")
-        event = m.TaskExecStarted(container_id=self.id, exec_id=process.id, pid=process.pid)
-        self._shim.publisher.send("/tasks/exec-started", event)
+        self._tell("exec-started", m.TaskExecStarted, exec_id=process.id, pid=process.pid)
         self._shim.loop.spawn(self._follow(process))
 
-    async def _launch(
-        self, process: Process, failure: str, words: Callable[[str], list[str]]
-    ) -> None:
-        """Have the runtime make a process, on its streams. ``words`` takes the console socket."""
+    async def _launch(self, process: Process, failure: str, words: list[str]) -> None:
+        """Have the runtime make a process, on its streams."""
         shim = self._shim
         owner = (self._options.io_uid, self._options.io_gid)
-        streams = Streams(shim.loop, shim.reaper, process.names, owner)
-        process.streams = streams
+        streams = process.streams = Streams(shim.loop, shim.reaper, process.names, owner)
         try:
             await streams.open({"CONTAINER_ID": self.id, "CONTAINER_NAMESPACE": shim.namespace})
             with shim.reaper:
                 if process.names.terminal:
                     await self._run_on_terminal(streams, failure, words)
                 else:
-                    await self._runc.run(failure, *words(""), fds=streams.child)
+                    await self._runc.run(failure, *words, fds=streams.child)
                 process.pid = bundle.read_pid(self._pid_file(process.id or "init"))
                 process.ended = shim.reaper.watch(process.pid)
         except BaseException:
@@ -397,12 +337,10 @@ class Container:
             raise
         streams.started()
 
-    async def _run_on_terminal(
-        self, streams: Streams, failure: str, words: Callable[[str], list[str]]
-    ) -> None:
+    async def _run_on_terminal(self, streams: Streams, failure: str, words: list[str]) -> None:
         self._consoles += 1
-        with ConsoleSocket(self.bundle, f"{self._consoles}.pty") as console:
-            await self._runc.run(failure, *words(console.path))
+        with pty.HandOver(self.bundle, f"{self._consoles}.pty") as console:
+            await self._runc.run(failure, *runc.on_console(words, console.path))
             try:
                 streams.attach(console.receive())
             except OSError as error:
@@ -410,18 +348,17 @@ class Container:
 
     def _attend(self) -> None:
         """Learn what is known only while init lives, and wait for its end."""
-        init = self.init
         try:
-            self._group = cgroup.of_process(init.pid)
-            self._first_of_namespace = bundle.is_first_of_namespace(init.pid)
+            self._group = cgroup.of_process(self.init.pid)
+            self._first_of_namespace = cgroup.is_first_of_namespace(self.init.pid)
         except OSError:
             pass  # dead already
         if self._group is not None:
             self._oom = OomWatch(self._shim.loop, self._group, self._tell_oom)
-        self._shim.loop.spawn(self._follow(init))
+        self._shim.loop.spawn(self._follow(self.init))
 
     def _tell_oom(self) -> None:
-        self._shim.publisher.send("/tasks/oom", m.TaskOOM(container_id=self.id))
+        self._tell("oom", m.TaskOOM)
 
     async def _follow(self, process: Process) -> None:
         """Wait for the end of a process and tell it when its turn has come."""
@@ -434,14 +371,8 @@ class Container:
         process.exit_status = ending.status
         process.exited_at = ending.at
         process.state.done("exit")
-        event = m.TaskExit(
-            container_id=self.id,
-            id=process.id or self.id,
-            pid=process.pid,
-            exit_status=ending.status,
-            exited_at=timestamp(ending.at),
-        )
-        self._shim.publisher.send(EXIT, event)
+        ended = {"exit_status": ending.status, "exited_at": timestamp(ending.at)}
+        self._tell("exit", m.TaskExit, id=process.id or self.id, pid=process.pid, **ended)
         process.exited.set()
 
     async def _last_rites(self) -> None:
@@ -460,14 +391,13 @@ class Container:
     async def _locked(
         self, action: str, failure: str, *words: str, stdin: int | None = None
     ) -> None:
-        init = self.init
-        turn = await init.lock.hold()
-        try:
-            init.state.check(action)
+        async with self.init.lock:
+            self.init.state.check(action)
             await self._runc.run(failure, *words, fds=(stdin, None, None))
-            init.state.done(action)
-        finally:
-            turn.set()
+            self.init.state.done(action)
+
+    def _tell(self, topic: str, event: Any, **fields: Any) -> None:
+        self._shim.publisher.send(f"/tasks/{topic}", event(container_id=self.id, **fields))
 
     def _pid_file(self, name: str) -> str:
         return f"{self.bundle}/{name}.pid"

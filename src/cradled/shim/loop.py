@@ -103,20 +103,23 @@ class Task(Future):
 
 
 class Lock:
-    """Held by one at a time, in the order asked for."""
+    """Held by one at a time, in the order asked for: ``async with lock``."""
 
-    __slots__ = ("_last",)
+    __slots__ = ("_held", "_last")
 
     def __init__(self) -> None:
         self._last: Future | None = None
+        self._held = Future()
 
-    async def hold(self) -> Future:
-        """Wait for one's turn; the caller ends it by ``set()`` on what is returned."""
+    async def __aenter__(self) -> None:
         previous, mine = self._last, Future()
         self._last = mine
         if previous is not None:
             await previous
-        return mine
+        self._held = mine
+
+    async def __aexit__(self, *_: object) -> None:
+        self._held.set()
 
 
 class Loop:

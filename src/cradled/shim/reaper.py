@@ -49,7 +49,6 @@ class Reaper:
         for number in (SIGCHLD, SIGTERM, SIGINT):
             handle(number, _ignore)
         self._loop.spawn(self._serve())
-        self._reap()  # what died before we looked
 
     def stop(self) -> None:
         """Give the signals back."""

@@ -25,8 +25,11 @@ DEFAULT_ROOT = "/run/containerd/runc"
 
 _PLAIN = ("runc", "crun", "youki")
 _NOTHING: tuple[int | None, int | None, int | None] = (None, None, None)
-# What the runtime must not take for its own.
+# What speaks to this process alone.
 _UNSET = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in _UNSET}
+"""The runtime's."""
 
 
 class Runc:
@@ -54,7 +57,7 @@ class Runc:
         """Run a command to its end. Raises Error, ``failure`` and the runtime's own words."""
         offset = _size(self.log)
         try:
-            pid = spawn(self.argv(*words), environment(), fds)
+            pid = spawn(self.argv(*words), ENVIRONMENT, fds)
         except OSError as error:
             raise Error(f"{failure}: {_not_started(self.binary, self.log, error)}") from None
         ending: Ending = await self._reaper.watch(pid)
@@ -97,11 +100,14 @@ def argv(options: Options, root: str, log: str, *words: str) -> list[str]:
     return [*line, *words]
 
 
-def create_words(options: Options, bundle: str, pid_file: str, console: str, id: str) -> list[str]:
+def on_console(words: list[str], console: str) -> list[str]:
+    """The same command, with the socket it sends the master of a new terminal to."""
+    return [words[0], "--console-socket", console, *words[1:]]
+
+
+def create_words(options: Options, bundle: str, pid_file: str, id: str) -> list[str]:
     """The ``create`` command."""
     words = ["create", "--bundle", bundle, "--pid-file", pid_file]
-    if console:
-        words += ["--console-socket", console]
     if options.no_pivot_root:
         words.append("--no-pivot")
     if options.no_new_keyring:
@@ -109,12 +115,9 @@ def create_words(options: Options, bundle: str, pid_file: str, console: str, id:
     return [*words, id]
 
 
-def exec_words(spec: str, pid_file: str, console: str, id: str) -> list[str]:
+def exec_words(spec: str, pid_file: str, id: str) -> list[str]:
     """The ``exec`` command."""
-    words = ["exec", "--process", spec]
-    if console:
-        words += ["--console-socket", console]
-    return [*words, "--detach", "--pid-file", pid_file, id]
+    return ["exec", "--process", spec, "--detach", "--pid-file", pid_file, id]
 
 
 def checkpoint_words(options: CheckpointOptions, image: str, work: str, id: str) -> list[str]:
@@ -139,24 +142,14 @@ def checkpoint_words(options: CheckpointOptions, image: str, work: str, id: str)
 
 
 def restore_words(
-    options: Options, checkpoint: Sequence[str], bundle: Sequence[str], console: str, id: str
+    options: Options, image: tuple[str, str], bundle: str, pid_file: str, id: str
 ) -> list[str]:
-    """The ``restore`` command.
-
-    ``checkpoint`` is the image and the work directory, ``bundle`` the bundle and the pid file.
-    """
-    words = ["restore", "--image-path", checkpoint[0], "--work-path", checkpoint[1]]
-    words += ["--detach", "--pid-file", bundle[1]]
-    if console:
-        words += ["--console-socket", console]
+    """The ``restore`` command; ``image`` is the checkpoint and a directory to work in."""
+    words = ["restore", "--image-path", image[0], "--work-path", image[1]]
+    words += ["--detach", "--pid-file", pid_file]
     if options.no_pivot_root:
         words.append("--no-pivot")
-    return [*words, "-no-subreaper", "--bundle", bundle[0], id]
-
-
-def environment() -> dict[str, str]:
-    """The environment of the runtime: ours, less what speaks to this process alone."""
-    return {key: value for key, value in os.environ.items() if key not in _UNSET}
+    return [*words, "-no-subreaper", "--bundle", bundle, id]
 
 
 def kill_error(error: Error) -> Error:

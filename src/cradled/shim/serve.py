@@ -11,6 +11,8 @@ import os
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
 from cradled.linux import libc, loop  # noqa: F401 (loop: for mounts of images)
+from cradled.shim import log
+from cradled.shim.rehearsal import rehearse
 from cradled.shim.supervise import Settings, run
 
 TYPE_CHECKING = False
@@ -18,7 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-libc.load()
+
+def prepare() -> None:
+    """Make this process ready to be forked from: called by the zygote, once."""
+    libc.load()
+    directory = f"{os.environ.get('TMPDIR', '/tmp')}/.cradled-{os.getpid()}"
+    try:
+        rehearse(directory)
+    except OSError as error:  # shims will be larger, nothing else
+        log.line(f"rehearsal: {error}")
 
 
 def forked(params: dict[str, Any], fds: Sequence[int]) -> None:

@@ -24,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cradled.shim.logs import Logger
     from cradled.shim.loop import Loop, Task
+    from cradled.shim.messages import CreateTaskRequest, ExecProcessRequest
     from cradled.shim.reaper import Reaper
 
 _CHUNK = 65536
@@ -36,11 +37,11 @@ class Names:
 
     __slots__ = ("stderr", "stdin", "stdout", "terminal")
 
-    def __init__(self, stdin: str, stdout: str, stderr: str, terminal: bool) -> None:
-        self.stdin = stdin
-        self.stdout = stdout
-        self.stderr = stderr
-        self.terminal = terminal
+    def __init__(self, request: CreateTaskRequest | ExecProcessRequest) -> None:
+        self.stdin = request.stdin
+        self.stdout = request.stdout
+        self.stderr = request.stderr
+        self.terminal = request.terminal
 
 
 class Streams:

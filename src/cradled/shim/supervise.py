@@ -16,8 +16,11 @@ from cradled.shim.server import Server
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from collections.abc import Callable
 
-_PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER = 36
+faulthandler.register(signals.SIGUSR1, 2)  # here, so that what is forked from us has it already
+
 _FLUSH = 5.0  # seconds that the last events get
 # Seconds that a shim without a container waits for a client: its daemon may have died between
 # starting it and writing down that it did.
@@ -35,13 +38,17 @@ class Settings:
         self.ttrpc_address = ttrpc_address
 
 
-def run(listener: socket, settings: Settings) -> None:
-    """Serve on a listening Unix socket until a client or a signal ends it; then remove its path."""
+def run(
+    listener: socket, settings: Settings, began: Callable[[Loop], object] | None = None
+) -> None:
+    """Serve on a listening Unix socket until a client or a signal ends it; then remove its path.
+
+    ``began`` is called once all is set up.
+    """
     _log_to_daemon(settings.bundle)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in signals.IGNORED_BY_PYTHON:
         signals.ignore(number)
-    faulthandler.register(signals.SIGUSR1, 2)
     loop = Loop()
     publisher = Publisher(loop, settings.ttrpc_address, settings.namespace)
 
@@ -64,7 +71,10 @@ def run(listener: socket, settings: Settings) -> None:
     server = Server(loop, listener, service.NAMES, service.METHODS, tasks, deserted)
     loop.spawn(server.serve())
     deserted()
+    if began is not None:
+        began(loop)
     loop.run()
+    reaper.stop()
     _remove(listener.getsockname())
 
 

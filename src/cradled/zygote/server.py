@@ -47,10 +47,15 @@ def main(config: dict[str, Any]) -> None:
 
 
 def _preload(name: str) -> None:
-    """Import a module for the children. One that fails to import fails again when it is asked for,
-    and then only its own children."""
+    """Import a module for the children and have it prepare what they share, if it wants to.
+
+    One that fails to import fails again when it is asked for, and then only its own children.
+    """
     try:
         __import__(name)
+        prepare = getattr(sys.modules[name], "prepare", None)
+        if prepare is not None:
+            prepare()
     except Exception as error:
         print(f"zygote: preload of {name}: {error!r}", file=sys.stderr, flush=True)
 

@@ -205,11 +205,10 @@ def test_a_lock_is_held_in_order() -> None:
     order: list[str] = []
 
     async def worker(loop: Loop, lock: Lock, name: str) -> None:
-        turn = await lock.hold()
-        order.append(name)
-        await loop.sleep(0)
-        order.append(name)
-        turn.set()
+        async with lock:
+            order.append(name)
+            await loop.sleep(0)
+            order.append(name)
 
     async def main(loop: Loop) -> None:
         lock = Lock()

@@ -82,20 +82,19 @@ def test_runc_command_lines() -> None:
         "runc", "--root", "/r/ns", "--log", "/b/log.json", "--log-format", "json",
         "--systemd-cgroup", "start", "c",
     ]  # fmt: skip
-    assert runc.create_words(options, "/b", "/b/init.pid", "/s", "c") == [
-        "create", "--bundle", "/b", "--pid-file", "/b/init.pid", "--console-socket", "/s",
+    assert runc.on_console(runc.create_words(options, "/b", "/b/init.pid", "c"), "/s") == [
+        "create", "--console-socket", "/s", "--bundle", "/b", "--pid-file", "/b/init.pid",
         "--no-pivot", "--no-new-keyring", "c",
     ]  # fmt: skip
     plain = messages.Options(binary_name="crun")
     assert runc.argv(plain, "/r", "/l", "x")[0] == "crun"
-    assert runc.create_words(plain, "/b", "/b/init.pid", "", "c") == [
+    assert runc.create_words(plain, "/b", "/b/init.pid", "c") == [
         "create", "--bundle", "/b", "--pid-file", "/b/init.pid", "c",
     ]  # fmt: skip
-    assert runc.exec_words("/f", "/b/e.pid", "/s", "c") == [
-        "exec", "--process", "/f", "--console-socket", "/s", "--detach",
-        "--pid-file", "/b/e.pid", "c",
+    assert runc.exec_words("/f", "/b/e.pid", "c") == [
+        "exec", "--process", "/f", "--detach", "--pid-file", "/b/e.pid", "c",
     ]  # fmt: skip
-    assert runc.restore_words(plain, ["/i", "/w"], ["/b", "/b/init.pid"], "", "c") == [
+    assert runc.restore_words(plain, ("/i", "/w"), "/b", "/b/init.pid", "c") == [
         "restore", "--image-path", "/i", "--work-path", "/w", "--detach",
         "--pid-file", "/b/init.pid", "-no-subreaper", "--bundle", "/b", "c",
     ]  # fmt: skip

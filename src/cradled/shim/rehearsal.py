@@ -1,0 +1,130 @@
+"""Blocking. A shim's whole life, played in the zygote before it forks.
+
+A forked shim shares its parent's memory until it writes to it, and CPython writes when it runs
+code for the first times: it fills caches, specialises instructions, counts references to names.
+What has run often enough before the fork writes less after it, in every shim. So a client and a
+container, whose runtime and init do nothing, live through all that is common, ``TIMES`` times.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
+
+from cradled.linux import libc
+from cradled.linux.spawn import spawn
+from cradled.shim import bundle, supervise
+from cradled.shim import messages as m
+from cradled.shim.codec import encode
+from cradled.shim.publisher import SERVICE
+from cradled.shim.server import Server
+from cradled.shim.service import NAMES
+from cradled.ttrpc.connection import CLIENT, Connection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cradled.shim.codec import Message
+    from cradled.shim.loop import Loop
+
+TIMES = 10  # CPython 3.11 specialises what has run eight times
+_PATIENCE = 1.0  # seconds for one time, which takes some milliseconds
+_RUNTIME, _INIT = "true", "cat"
+
+
+def rehearse(directory: str) -> None:
+    """Play in ``directory``, which is made and removed. Raises OSError."""
+    before = os.listdir("/proc/self/fd")
+    os.mkdir(directory, 0o700)
+    try:
+        for name in ("stdout", "stderr"):
+            os.mkfifo(f"{directory}/{name}")
+        for _ in range(TIMES):
+            if not _play(directory):
+                break
+    finally:
+        libc.prctl(supervise.PR_SET_CHILD_SUBREAPER, 0)
+        gc.collect()  # what closes itself; then what a shim leaves to its exit
+        for fd in set(os.listdir("/proc/self/fd")) - set(before):
+            if os.path.exists(f"/proc/self/fd/{fd}"):
+                os.close(int(fd))
+        for name in os.listdir(directory):
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
+
+
+def _play(directory: str) -> bool:
+    listener, events = _listen(f"{directory}/s"), _listen(f"{directory}/events")
+    client = _Client(directory)
+
+    def began(loop: Loop) -> None:
+        methods = {"Forward": ("forward", m.ForwardRequest)}
+        loop.spawn(Server(loop, events, [SERVICE], methods, _Daemon(), lambda: None).serve())
+        loop.spawn(client.play(loop))
+        loop.spawn(_limit(loop))
+
+    settings = supervise.Settings("rehearsal", directory, f"{directory}/events")
+    supervise.run(listener, settings, began)
+    os.unlink(f"{directory}/events")
+    return client.done
+
+
+def _listen(path: str) -> socket:
+    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    sock.bind(path)
+    sock.listen()
+    return sock
+
+
+async def _limit(loop: Loop) -> None:
+    await loop.sleep(_PATIENCE)
+    loop.stop()
+
+
+class _Daemon:
+    """Takes events."""
+
+    async def forward(self, request: m.ForwardRequest) -> Message:
+        return m.Empty()
+
+
+class _Client:
+    """Calls the methods of a usual life."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)
+        self._connection = Connection(CLIENT)
+        self.done = False
+
+    async def play(self, loop: Loop) -> None:
+        self._socket.connect(f"{self._directory}/s")
+        options = encode(m.Options(binary_name=_RUNTIME, root=self._directory))
+        stdin, end = os.pipe2(os.O_CLOEXEC)
+        pid = spawn([_INIT], {}, (stdin, None, None))
+        os.close(stdin)
+        bundle.write(f"{self._directory}/init.pid", str(pid), 0o600)
+        create = m.CreateTaskRequest(
+            id="c",
+            bundle=self._directory,
+            stdout=f"{self._directory}/stdout",
+            stderr=f"{self._directory}/stderr",
+            options=m.Any(type_url=m.Options.NAME, value=options),
+        )
+        await self._call(loop, "Connect", m.ConnectRequest(id="c"))
+        await self._call(loop, "Create", create)
+        await self._call(loop, "Start", m.StartRequest(id="c"))
+        await self._call(loop, "State", m.StateRequest(id="c"))
+        os.close(end)
+        await self._call(loop, "Wait", m.WaitRequest(id="c"))
+        await self._call(loop, "Delete", m.DeleteRequest(id="c"))
+        self.done = True
+        await self._call(loop, "Shutdown", m.ShutdownRequest(id="c"))
+
+    async def _call(self, loop: Loop, method: str, request: Message) -> None:
+        fd = self._socket.fileno()
+        self._connection.send_request(NAMES[0], method, encode(request))
+        await loop.write(fd, self._connection.data_to_send())
+        while self._connection.open_streams:
+            await loop.readable(fd)
+            self._connection.receive_data(os.read(fd, 4096))
