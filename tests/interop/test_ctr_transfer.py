@@ -1,32 +1,40 @@
 """Images through the Transfer service, by a Go client of 1.7 or later.
 
-``CRADLED_NEW_CTR`` is the path of such a ``ctr`` (Debian 13 has one); the expected names were
-taken from the containerd that comes with it.
+The expected names were taken from the containerd that comes with it.
 """
 
 import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from harness import newer
 from harness.daemon import Daemon
 from harness.transfers import Layout, docker_archive, layers
 from harness.transfers import oci as media
 
-CTR = os.environ.get("CRADLED_NEW_CTR", "")
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not CTR, reason="CRADLED_NEW_CTR names no ctr of 1.7 or later"),
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 BUSYBOX = "docker.io/library/busybox:test"
 FULL = {media.IMAGE_NAME: "docker.io/library/x:1", media.REF_NAME: "1"}
 
 
+program = lru_cache(newer.ctr)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def has_program() -> None:
+    try:
+        program()
+    except newer.Unavailable as error:
+        pytest.skip(f"no ctr of 1.7 or later: {error}")
+
+
 def ctr(daemon: Daemon, *words: str, fails: bool = False) -> str:
-    command = [CTR, "-a", str(daemon.socket), "-n", daemon.namespace, *words]
+    command = [str(program()), "-a", str(daemon.socket), "-n", daemon.namespace, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stderr if fails else done.stdout
