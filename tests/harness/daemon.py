@@ -61,6 +61,8 @@ class Daemon:
         deadline = time.monotonic() + BOOT_SECONDS
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
+                self._sweep()
+                self.process.wait()
                 raise AssertionError(f"{self.kind} did not start:\n{self.log.read_text()[-4000:]}")
             time.sleep(0.01)
 
