@@ -1,17 +1,17 @@
 """Blocking. The master side of a pseudo-terminal.
 
-Used by the shim: imports only ``os``, ``linux.fds`` and C modules.
+Used by the shim: imports only ``os``, ``linux.fds``, ``linux.unix`` and C modules.
 """
 
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
+from _socket import AF_UNIX, SOCK_STREAM, socket
 from fcntl import ioctl
 from struct import pack
 from termios import TIOCSWINSZ
 
-from cradled.linux import fds
+from cradled.linux import fds, unix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,18 +37,16 @@ class HandOver:
         place = f"fd/{self._directory}/{name}"
         self._local = f"/proc/self/{place}"
         self.path = f"/proc/{os.getpid()}/{place}"
-        self._socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)
         try:
-            self._socket.bind(self._local)
-            self._socket.listen(1)
+            self._socket = unix.listen(self._local)
+            self._socket.setblocking(False)
         except BaseException:
-            self.close()
+            os.close(self._directory)
             raise
 
     def receive(self) -> int:
         """The master, non-blocking, once the program has sent it. Raises OSError."""
-        fd, _ = self._socket._accept()  # type: ignore[attr-defined]
-        connection = socket(AF_UNIX, SOCK_STREAM, 0, fd)
+        connection = socket(AF_UNIX, SOCK_STREAM, 0, unix.accept(self._socket))
         try:
             master = fds.receive(connection)
         finally:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import sys
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+from _socket import AF_UNIX, SOCK_STREAM, socket
 from time import time_ns
 
 from cradled.errors import Error
-from cradled.linux import cgroup, mount, oom
+from cradled.linux import cgroup, mount, oom, unix
 from cradled.linux.signals import SIGKILL
 from cradled.linux.spawn import spawn
 from cradled.shim import bootstrap, bundle, runc
@@ -31,7 +31,6 @@ NAME = "io.containerd.cradled.v2"
 _FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 _KILLED = 128 + SIGKILL
 _LISTENER = 3
-_BACKLOG = 128
 
 
 def main() -> int:
@@ -47,7 +46,8 @@ def main() -> int:
         elif flags.action == "delete":
             os.write(1, _delete(flags))
         else:
-            _serve(socket(AF_UNIX, SOCK_STREAM, 0, _LISTENER), flags["namespace"], _ttrpc(flags))
+            ttrpc = os.environ.get("TTRPC_ADDRESS") or f"{flags['address']}.ttrpc"
+            _serve(socket(AF_UNIX, SOCK_STREAM, 0, _LISTENER), flags["namespace"], ttrpc)
     except (Error, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -89,39 +89,21 @@ def _become_shim(listener: socket, start: Start) -> None:
 
 def _serve(listener: socket, namespace: str, ttrpc_address: str) -> None:
     # Not needed to start a shim where one serves the group already, nor to delete.
-    from cradled.shim.supervise import Settings, run
+    from cradled.shim.supervise import run
 
     os.set_inheritable(listener.fileno(), False)
-    run(listener, Settings(namespace, os.getcwd(), ttrpc_address))
+    run(listener, namespace, os.getcwd(), ttrpc_address)
 
 
 def _listen(path: str) -> socket | None:
     """A listening socket; None when somebody listens there already."""
-    if _is_served(path):
+    if unix.is_served(path):
         return None
     try:
         os.unlink(path)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-    umask = os.umask(0o177)
-    try:
-        sock.bind(path)
-    finally:
-        os.umask(umask)
-    sock.listen(_BACKLOG)
-    return sock
-
-
-def _is_served(path: str) -> bool:
-    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-    try:
-        sock.connect(path)
-    except OSError:
-        return False
-    finally:
-        sock.close()
-    return True
+    return unix.listen(path)
 
 
 def _socket_path(start: Start, group: str) -> str:
@@ -189,10 +171,6 @@ def _output(argv: list[str]) -> bytes:
 
 def _stdin() -> bytes:
     return b"" if os.isatty(0) else sys.stdin.buffer.read()
-
-
-def _ttrpc(flags: Flags) -> str:
-    return os.environ.get("TTRPC_ADDRESS") or f"{flags['address']}.ttrpc"
 
 
 def _version() -> str:

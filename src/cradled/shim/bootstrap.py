@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
 
 SOCKET_DIR = "/run/containerd/s"
-PROTOCOL = "ttrpc"
-VERSION = 3
-
-ACTIONS = ("start", "delete")
+_ACTIONS = ("start", "delete")
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 _SWITCHES = ("debug", "v", "version", "info")
@@ -34,8 +31,6 @@ _VALUES = ("namespace", "address", "publish-binary", "id", "bundle", "socket", "
 
 class Flags:
     """The command line."""
-
-    __slots__ = ("action", "switches", "values")
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
@@ -68,23 +63,13 @@ def parse_flags(argv: Sequence[str]) -> Flags:
             raise InvalidArgument(f"flag needs an argument: -{name}")
     if words:
         flags.action = words[0]
-        if flags.action not in ACTIONS:
+        if flags.action not in _ACTIONS:
             raise InvalidArgument(f"unknown action {flags.action}")
     return flags
 
 
 class Start:
     """What a ``start`` is about. ``modern``: the daemon reads a BootstrapResult."""
-
-    __slots__ = (
-        "grpc_address",
-        "id",
-        "modern",
-        "namespace",
-        "options",
-        "socket_dir",
-        "ttrpc_address",
-    )
 
     def __init__(self, flags: Flags, environment: Mapping[str, str], stdin: bytes) -> None:
         params = _params(flags, stdin)
@@ -117,7 +102,7 @@ class Start:
     def answer(self, address: str) -> bytes:
         """What to print for the daemon: where the shim serves."""
         if self.modern:
-            return encode(m.BootstrapResult(version=VERSION, address=address, protocol=PROTOCOL))
+            return encode(m.BootstrapResult(version=3, address=address, protocol="ttrpc"))
         return address.encode()
 
 

@@ -150,12 +150,9 @@ def _blkio_entries(lines: str, names: dict[str, str]) -> Iterator[m.V1BlkIOEntry
         major, colon, minor = device.partition(":")
         if colon:
             yield m.V1BlkIOEntry(
-                op=operation[0] if operation else "",
-                device=names.get(device, ""),
-                major=int(major),
-                minor=int(minor),
-                value=int(value),
-            )
+                op=operation[0] if operation else "", device=names.get(device, ""),
+                major=int(major), minor=int(minor), value=int(value),
+            )  # fmt: skip
 
 
 def _block_devices() -> dict[str, str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from struct import pack, unpack
 
+from cradled.ttrpc.wire import FIXED64, LENGTH, VARINT, fields, read_varint, varint
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar, TypeVar
@@ -19,9 +21,7 @@ UINT, INT, BOOL, DOUBLE, STRING, BYTES, MESSAGE, STRING_MAP = range(8)
 REPEATED = 8
 """Added to the kind of a repeated field."""
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_WIRE = (_VARINT, _VARINT, _VARINT, _FIXED64, _LENGTH, _LENGTH, _LENGTH, _LENGTH)
-_MAX_FIELD = (1 << 29) - 1
+_WIRE = (VARINT, VARINT, VARINT, FIXED64, LENGTH, LENGTH, LENGTH, LENGTH)
 _MASK64 = (1 << 64) - 1
 
 
@@ -37,12 +37,6 @@ class Message:
             getattr(self, name) == getattr(other, name) for name, _, _ in self.FIELDS.values()
         )
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        fields = (f"{name}={getattr(self, name)!r}" for name, _, _ in self.FIELDS.values())
-        return f"{type(self).__name__}({', '.join(fields)})"
-
 
 def encode(message: Message) -> bytes:
     """The serialised message; fields in the order of their numbers."""
@@ -53,14 +47,14 @@ def encode(message: Message) -> bytes:
             continue
         if kind == STRING_MAP:
             for key, text in value.items():
-                out.append(_field(number, _LENGTH, _entry(key, text)))
+                out.append(_field(number, LENGTH, _entry(key, text)))
         elif not kind & REPEATED:
             out.append(_field(number, _WIRE[kind], _value(kind, value)))
         elif kind & ~REPEATED in (STRING, BYTES, MESSAGE):
-            out += [_field(number, _LENGTH, _value(kind & ~REPEATED, item)) for item in value]
+            out += [_field(number, LENGTH, _value(kind & ~REPEATED, item)) for item in value]
         else:
             packed = b"".join(_value(kind & ~REPEATED, item) for item in value)
-            out.append(_field(number, _LENGTH, packed))
+            out.append(_field(number, LENGTH, packed))
     return b"".join(out)
 
 
@@ -72,27 +66,9 @@ def decode(kind: type[M], data: bytes) -> M:
 
 
 def _merge(message: Message, data: bytes) -> None:
-    fields = message.FIELDS
-    offset, end = 0, len(data)
-    while offset < end:
-        tag, offset = _read_varint(data, offset)
-        number, wire = tag >> 3, tag & 7
-        if not 0 < number <= _MAX_FIELD:
-            raise ValueError(f"bad field number {number}")
-        raw: int | bytes
-        if wire == _VARINT:
-            raw, offset = _read_varint(data, offset)
-        else:
-            size = 8 if wire == _FIXED64 else 4
-            if wire == _LENGTH:
-                size, offset = _read_varint(data, offset)
-            elif wire not in (_FIXED64, _FIXED32):
-                raise ValueError(f"bad wire type {wire}")
-            if size > end - offset:
-                raise ValueError("unexpected end of message")
-            raw = data[offset : offset + size]
-            offset += size
-        field = fields.get(number)
+    known = message.FIELDS
+    for number, wire, raw in fields(data):
+        field = known.get(number)
         if field is not None:
             _store(message, field, wire, raw)
 
@@ -101,8 +77,8 @@ def _store(message: Message, field: tuple[str, int, Any], wire: int, raw: int | 
     name, kind, inner = field
     single = kind & ~REPEATED
     if wire != _WIRE[single]:
-        if kind & REPEATED and wire == _LENGTH and isinstance(raw, bytes):
-            values = [_scalar(single, item) for item in _unpacked(single, raw)]
+        if kind & REPEATED and wire == LENGTH and isinstance(raw, bytes):
+            values = [_scalar(single, item) for item in _unpacked(raw)]
             setattr(message, name, [*getattr(message, name), *values])
         return  # of another type than we know: an unknown field
     if single == STRING_MAP:
@@ -142,62 +118,25 @@ def _value(kind: int, value: Any) -> bytes:
 
 
 def _field(number: int, wire: int, body: bytes) -> bytes:
-    if wire == _LENGTH:
+    if wire == LENGTH:
         return varint(number << 3 | wire) + varint(len(body)) + body
     return varint(number << 3 | wire) + body
 
 
 def _entry(key: str, value: str) -> bytes:
-    return _field(1, _LENGTH, key.encode()) + _field(2, _LENGTH, value.encode())
+    return _field(1, LENGTH, key.encode()) + _field(2, LENGTH, value.encode())
 
 
 def _read_entry(raw: Any) -> tuple[str, str]:
-    entry = decode(_Entry, raw)
-    return entry.key, entry.value
+    pair: dict[int, Any] = {1: b"", 2: b""}
+    pair.update((number, value) for number, wire, value in fields(raw) if wire == LENGTH)
+    return pair[1].decode(), pair[2].decode()
 
 
-def _unpacked(kind: int, raw: bytes) -> list[int | bytes]:
-    items: list[int | bytes] = []
+def _unpacked(raw: bytes) -> list[int]:
+    items = []
     offset = 0
-    if kind == DOUBLE:
-        if len(raw) % 8:
-            raise ValueError("unexpected end of message")
-        return [raw[i : i + 8] for i in range(0, len(raw), 8)]
     while offset < len(raw):
-        item, offset = _read_varint(raw, offset)
+        item, offset = read_varint(raw, offset)
         items.append(item)
     return items
-
-
-def varint(number: int) -> bytes:
-    """A number below 2^64 as protobuf writes it."""
-    if number < 0x80:
-        return bytes((number,))
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _read_varint(data: bytes, offset: int) -> tuple[int, int]:
-    value = shift = 0
-    for byte in data[offset : offset + 10]:
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & _MASK64, offset
-        shift += 7
-    raise ValueError("bad varint")
-
-
-class _Entry(Message):
-    __slots__ = ("key", "value")
-
-    def __init__(self) -> None:
-        self.key = ""
-        self.value = ""
-
-
-_Entry.FIELDS = {1: ("key", STRING, None), 2: ("value", STRING, None)}

@@ -22,7 +22,7 @@ from cradled.shim.loop import Future, Lock
 from cradled.shim.oom import OomWatch
 from cradled.shim.process import PAUSED, PAUSING, RUNNING, STOPPED, State
 from cradled.shim.publisher import timestamp
-from cradled.shim.stdio import Names, Streams
+from cradled.shim.stdio import Streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ DRAIN = 10.0
 class Supervisor:
     """What all containers of a shim share."""
 
-    __slots__ = ("loop", "namespace", "publisher", "reaper")
-
     def __init__(self, loop: Loop, reaper: Reaper, publisher: Publisher, namespace: str) -> None:
         self.loop = loop
         self.reaper = reaper
@@ -53,14 +51,13 @@ class Process:
     """An init (``id`` empty) or an exec."""
 
     __slots__ = (
-        "ended", "exit_status", "exited", "exited_at", "id", "lock", "names",
-        "pid", "spec", "starting", "state", "streams",
+        "ended", "exit_status", "exited", "exited_at", "id", "lock",
+        "pid", "request", "starting", "state", "streams",
     )  # fmt: skip
 
-    def __init__(self, id: str, names: Names, spec: bytes = b"") -> None:
+    def __init__(self, id: str, request: m.CreateTaskRequest | m.ExecProcessRequest) -> None:
         self.id = id
-        self.names = names
-        self.spec = spec
+        self.request = request
         self.state = State(init=not id)
         self.lock = Lock()
         self.streams: Streams | None = None
@@ -84,13 +81,9 @@ class Container:
         self.bundle = request.bundle
         self._request = request
         self._options = options
-        self._runc = runc.Runc(
-            shim.reaper,
-            options,
-            f"{options.root or runc.DEFAULT_ROOT}/{shim.namespace}",
-            f"{request.bundle}/log.json",
-        )
-        self.init = Process("", Names(request))
+        root = f"{options.root or runc.DEFAULT_ROOT}/{shim.namespace}"
+        self._runc = runc.Runc(shim.reaper, options, root, f"{request.bundle}/log.json")
+        self.init = Process("", request)
         self.execs: dict[str, Process] = {}
         self._consoles = 0
         self._group: Cgroup | None = None
@@ -123,12 +116,8 @@ class Container:
         except BaseException:
             bundle.unmount_rootfs(self.bundle, request.rootfs)
             raise
-        io = m.TaskIO(
-            stdin=request.stdin,
-            stdout=request.stdout,
-            stderr=request.stderr,
-            terminal=request.terminal,
-        )
+        io = m.TaskIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr,
+                      terminal=request.terminal)  # fmt: skip
         told = {"bundle": self.bundle, "rootfs": request.rootfs, "checkpoint": request.checkpoint}
         self._tell("create", m.TaskCreate, io=io, pid=self.init.pid, **told)
         if self.init.pid:
@@ -178,8 +167,7 @@ class Container:
         if request.exec_id in self.execs:
             raise AlreadyExists(f"id {request.exec_id}")
         self.init.state.check("exec")
-        spec = request.spec.value if request.spec is not None else b""
-        self.execs[request.exec_id] = Process(request.exec_id, Names(request), spec)
+        self.execs[request.exec_id] = Process(request.exec_id, request)
         self._tell("exec-added", m.TaskExecAdded, exec_id=request.exec_id)
 
     async def start_exec(self, exec_id: str) -> int:
@@ -306,14 +294,14 @@ class Container:
         self._attend()
 
     async def _start_exec(self, process: Process) -> None:
-        spec = f"{self.bundle}/{process.id}.process"
-        fs.atomic_write(spec, process.spec, 0o600, sync=False)
+        spec, given = f"{self.bundle}/{process.id}.process", process.request
+        value = given.spec.value if isinstance(given, m.ExecProcessRequest) and given.spec else b""
+        fs.atomic_write(spec, value, 0o600, sync=False)
         try:
             words = runc.exec_words(spec, self._pid_file(process.id), self.id)
             await self._launch(process, "OCI runtime exec failed", words)
         finally:
             os.unlink(spec)
-        process.spec = b""
         process.state.done("start")
         self._tell("exec-started", m.TaskExecStarted, exec_id=process.id, pid=process.pid)
         self._shim.loop.spawn(self._follow(process))
@@ -322,11 +310,11 @@ class Container:
         """Have the runtime make a process, on its streams."""
         shim = self._shim
         owner = (self._options.io_uid, self._options.io_gid)
-        streams = process.streams = Streams(shim.loop, shim.reaper, process.names, owner)
+        streams = process.streams = Streams(shim.loop, shim.reaper, process.request, owner)
         try:
             await streams.open({"CONTAINER_ID": self.id, "CONTAINER_NAMESPACE": shim.namespace})
             with shim.reaper:
-                if process.names.terminal:
+                if process.request.terminal:
                     await self._run_on_terminal(streams, failure, words)
                 else:
                     await self._runc.run(failure, *words, fds=streams.child)

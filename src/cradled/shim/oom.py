@@ -26,12 +26,12 @@ class OomWatch:
         try:
             if group.unified:
                 self._fd = oom.open_events(self._directory)
-                loop.spawn(self._watch_unified())
             elif self._directory:
                 self._fd = oom.open_legacy_events(self._directory)
-                loop.spawn(self._watch_legacy())
         except OSError:
-            pass
+            return
+        if self._fd >= 0:
+            loop.spawn(self._watch(group.unified))
 
     def close(self) -> None:
         """Stop watching."""
@@ -39,27 +39,18 @@ class OomWatch:
             self._loop.close(self._fd)
             self._fd = -1
 
-    async def _watch_legacy(self) -> None:
+    async def _watch(self, unified: bool) -> None:
+        news = self._loop.urgent if unified else self._loop.readable
         try:
-            while True:
-                await self._loop.readable(self._fd)
-                os.eventfd_read(self._fd)
-                if not os.path.exists(self._directory):  # the removal counts as well
-                    break
-                self._killed()
-            self.close()
-        except Closed:
-            pass
-
-    async def _watch_unified(self) -> None:
-        try:
-            seen = oom.kills(self._fd)
-            while True:
-                await self._loop.urgent(self._fd)
-                count = oom.kills(self._fd)
-                if count > seen:
+            seen = oom.kills(self._fd) if unified else 0
+            while os.path.exists(self._directory):
+                await news(self._fd)
+                # The removal of a legacy group counts as well.
+                count = oom.kills(self._fd) if unified else seen + os.eventfd_read(self._fd)
+                if count > seen and os.path.exists(self._directory):
                     self._killed()
                 seen = count
+            self.close()
         except OSError:
             self.close()
         except Closed:

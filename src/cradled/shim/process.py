@@ -13,7 +13,7 @@ Refusals carry the texts that clients of the original know, and no error class (
 
 from __future__ import annotations
 
-from cradled.errors import Error
+from cradled.errors import Error, NotFound
 
 CREATED, RUNNING, STOPPED, PAUSED, PAUSING = 1, 2, 3, 4, 5
 """The states, with their numbers on the wire."""
@@ -39,21 +39,12 @@ _INIT_REFUSALS = {
     (STOPPED, "checkpoint"): "cannot checkpoint a stopped container",
     (STOPPED, "update"): "cannot update a stopped container",
     (STOPPED, "exec"): "cannot exec in a stopped state",
-    (DELETED, "start"): "cannot start a deleted process",
-    (DELETED, "pause"): "cannot pause a deleted process",
-    (DELETED, "resume"): "cannot resume a deleted process",
-    (DELETED, "checkpoint"): "cannot checkpoint a deleted process",
-    (DELETED, "update"): "cannot update a deleted process",
-    (DELETED, "delete"): "cannot delete a deleted process",
-    (DELETED, "exec"): "cannot exec in a deleted state",
 }
 
 _EXEC_REFUSALS = {
     (RUNNING, "start"): "cannot start a running process",
     (RUNNING, "delete"): "cannot delete a running process",
     (STOPPED, "start"): "cannot start a stopped process",
-    (DELETED, "start"): "cannot start a deleted process",
-    (DELETED, "delete"): "cannot delete a deleted process",
 }
 
 
@@ -67,7 +58,10 @@ class State:
         self._refusals = _INIT_REFUSALS if init else _EXEC_REFUSALS
 
     def check(self, action: str) -> None:
-        """Raises Error with the refusal's text when ``action`` is not allowed now."""
+        """Raises Error with the refusal's text when ``action`` is not allowed now, NotFound when
+        the process was deleted while one waited for its turn."""
+        if self.now == DELETED:
+            raise NotFound(f"cannot {action} a deleted process")
         state = RUNNING if self.now == PAUSING else self.now
         text = self._refusals.get((state, action))
         if text is not None:

@@ -9,9 +9,9 @@ its old end, exits last.
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
 from time import time_ns
 
+from cradled.linux import unix
 from cradled.shim import log
 from cradled.shim import messages as m
 from cradled.shim.codec import encode
@@ -20,6 +20,8 @@ from cradled.ttrpc.connection import CLIENT, Connection, ResponseReceived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
+
     from cradled.shim.codec import Message
     from cradled.shim.loop import Loop
 
@@ -123,13 +125,8 @@ class Publisher:
 
     def _connect(self) -> int:
         if self._socket is None:
-            sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)
-            try:
-                sock.connect(self._address)
-            except BaseException:
-                sock.close()
-                raise
-            self._socket, self._connection = sock, Connection(CLIENT)
+            self._socket = unix.connect(self._address)
+            self._connection = Connection(CLIENT)
         return self._socket.fileno()
 
     def _disconnect(self) -> None:

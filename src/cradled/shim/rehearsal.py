@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import gc
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
 
-from cradled.linux import libc
+from cradled.linux import libc, unix
 from cradled.linux.spawn import spawn
 from cradled.shim import bundle, supervise
 from cradled.shim import messages as m
@@ -54,26 +53,18 @@ def rehearse(directory: str) -> None:
 
 
 def _play(directory: str) -> bool:
-    listener, events = _listen(f"{directory}/s"), _listen(f"{directory}/events")
+    listener, events = unix.listen(f"{directory}/s"), unix.listen(f"{directory}/events")
     client = _Client(directory)
 
     def began(loop: Loop) -> None:
-        methods = {"Forward": ("forward", m.ForwardRequest)}
-        loop.spawn(Server(loop, events, [SERVICE], methods, _Daemon(), lambda: None).serve())
+        methods = {SERVICE: {"Forward": ("forward", m.ForwardRequest)}}
+        loop.spawn(Server(loop, events, methods, client, lambda: None).serve())
         loop.spawn(client.play(loop))
         loop.spawn(_limit(loop))
 
-    settings = supervise.Settings("rehearsal", directory, f"{directory}/events")
-    supervise.run(listener, settings, began)
+    supervise.run(listener, "rehearsal", directory, f"{directory}/events", began)
     os.unlink(f"{directory}/events")
     return client.done
-
-
-def _listen(path: str) -> socket:
-    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-    sock.bind(path)
-    sock.listen()
-    return sock
 
 
 async def _limit(loop: Loop) -> None:
@@ -81,45 +72,38 @@ async def _limit(loop: Loop) -> None:
     loop.stop()
 
 
-class _Daemon:
-    """Takes events."""
-
-    async def forward(self, request: m.ForwardRequest) -> Message:
-        return m.Empty()
-
-
 class _Client:
-    """Calls the methods of a usual life."""
+    """Calls the methods of a usual life, and takes the events of it."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)
+        self._socket = unix.connect(f"{directory}/s")
         self._connection = Connection(CLIENT)
         self.done = False
 
     async def play(self, loop: Loop) -> None:
-        self._socket.connect(f"{self._directory}/s")
         options = encode(m.Options(binary_name=_RUNTIME, root=self._directory))
         stdin, end = os.pipe2(os.O_CLOEXEC)
         pid = spawn([_INIT], {}, (stdin, None, None))
         os.close(stdin)
         bundle.write(f"{self._directory}/init.pid", str(pid), 0o600)
         create = m.CreateTaskRequest(
-            id="c",
-            bundle=self._directory,
-            stdout=f"{self._directory}/stdout",
-            stderr=f"{self._directory}/stderr",
-            options=m.Any(type_url=m.Options.NAME, value=options),
-        )
+            id="c", bundle=self._directory, options=m.Any(type_url=m.Options.NAME, value=options),
+            stdout=f"{self._directory}/stdout", stderr=f"{self._directory}/stderr",
+        )  # fmt: skip
         await self._call(loop, "Connect", m.ConnectRequest(id="c"))
         await self._call(loop, "Create", create)
         await self._call(loop, "Start", m.StartRequest(id="c"))
         await self._call(loop, "State", m.StateRequest(id="c"))
+        await self._call(loop, "Stats", m.StatsRequest(id="c"))
         os.close(end)
         await self._call(loop, "Wait", m.WaitRequest(id="c"))
         await self._call(loop, "Delete", m.DeleteRequest(id="c"))
         self.done = True
         await self._call(loop, "Shutdown", m.ShutdownRequest(id="c"))
+
+    async def forward(self, request: m.ForwardRequest) -> None:
+        pass
 
     async def _call(self, loop: Loop, method: str, request: Message) -> None:
         fd = self._socket.fileno()

@@ -49,15 +49,11 @@ class Runc:
         """Whether a container's processes are processes of this host, signalled as such."""
         return self.binary.rpartition("/")[2] in _PLAIN
 
-    def argv(self, *words: str) -> list[str]:
-        """The whole command line of a command."""
-        return argv(self._options, self.root, self.log, *words)
-
     async def run(self, failure: str, *words: str, fds: Sequence[int | None] = _NOTHING) -> None:
         """Run a command to its end. Raises Error, ``failure`` and the runtime's own words."""
         offset = _size(self.log)
         try:
-            pid = spawn(self.argv(*words), ENVIRONMENT, fds)
+            pid = spawn(argv(self._options, self.root, self.log, *words), ENVIRONMENT, fds)
         except OSError as error:
             raise Error(f"{failure}: {_not_started(self.binary, self.log, error)}") from None
         ending: Ending = await self._reaper.watch(pid)

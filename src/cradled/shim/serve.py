@@ -13,7 +13,7 @@ from _socket import AF_UNIX, SOCK_STREAM, socket
 from cradled.linux import libc, loop  # noqa: F401 (loop: for mounts of images)
 from cradled.shim import log
 from cradled.shim.rehearsal import rehearse
-from cradled.shim.supervise import Settings, run
+from cradled.shim.supervise import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,4 +40,4 @@ def forked(params: dict[str, Any], fds: Sequence[int]) -> None:
     listener = socket(AF_UNIX, SOCK_STREAM, 0, fds[0])
     os.set_inheritable(fds[0], False)
     os.chdir(params["bundle"])
-    run(listener, Settings(params["namespace"], params["bundle"], params["ttrpc_address"]))
+    run(listener, params["namespace"], params["bundle"], params["ttrpc_address"])

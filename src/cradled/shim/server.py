@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
 
 from cradled import errors
+from cradled.linux import unix
 from cradled.shim import log
 from cradled.shim.codec import decode, encode
 from cradled.shim.loop import Closed
@@ -13,11 +13,14 @@ from cradled.ttrpc.connection import SERVER, Connection, RequestReceived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from _socket import socket
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from cradled.shim.codec import Message
     from cradled.shim.loop import Loop
+
+    Methods = Mapping[str, Mapping[str, tuple[str, type[Message]]]]
 
 UNKNOWN, INVALID_ARGUMENT, UNIMPLEMENTED = 2, 3, 12
 
@@ -42,24 +45,22 @@ CODES: dict[type, int] = {
 
 
 class Server:
-    """Serves ``service`` under each of ``names`` on a listening socket.
+    """Serves ``service`` on a listening socket.
 
-    ``methods`` maps an rpc to the handler's name and the class of its request; ``deserted`` is
-    called when the last client has gone.
+    ``methods`` maps the names it has, and the rpcs of each, to a handler's name and the class of
+    its request; ``deserted`` is called when the last client has gone.
     """
 
     def __init__(
         self,
         loop: Loop,
         listener: socket,
-        names: Sequence[str],
-        methods: Mapping[str, tuple[str, type[Message]]],
+        methods: Methods,
         service: Any,
         deserted: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._listener = listener
-        self._names = names
         self._methods = methods
         self._service = service
         self._deserted = deserted
@@ -71,11 +72,10 @@ class Server:
         while True:
             await self._loop.readable(self._listener.fileno())
             try:
-                fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+                fd = unix.accept(self._listener)
             except OSError:
                 continue
-            os.set_blocking(fd, False)
-            if _is_own_user(fd):
+            if unix.peer(fd)[1:] == (os.geteuid(), os.getegid()):
                 self._loop.spawn(self._attend(fd))
             else:
                 os.close(fd)
@@ -89,9 +89,10 @@ class Server:
 
     async def answer(self, request: RequestReceived) -> tuple[int, str, bytes]:
         """(code, message, payload) for a call."""
-        if request.service not in self._names:
+        methods = self._methods.get(request.service)
+        if methods is None:
             return UNIMPLEMENTED, f"service {request.service}", b""
-        method = self._methods.get(request.method)
+        method = methods.get(request.method)
         if method is None:
             return UNIMPLEMENTED, f"method {request.method}", b""
         name, kind = method
@@ -100,7 +101,8 @@ class Server:
         except ValueError as error:
             return INVALID_ARGUMENT, f"unmarshal request error: {error}", b""
         try:
-            return 0, "", encode(await getattr(self._service, name)(message))
+            reply = await getattr(self._service, name)(message)
+            return 0, "", b"" if reply is None else encode(reply)
         except Exception as error:
             return *status(error), b""
 
@@ -164,13 +166,3 @@ def status(error: Exception) -> tuple[int, str]:
     if not isinstance(error, errors.Error):
         log.trace(error)
     return UNKNOWN, str(error)
-
-
-def _is_own_user(fd: int) -> bool:
-    sock = socket(AF_UNIX, SOCK_STREAM, 0, fd)
-    try:
-        peer = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
-    finally:
-        sock.detach()
-    uid, gid = (int.from_bytes(peer[i : i + 4], "little") for i in (4, 8))
-    return (uid, gid) == (os.geteuid(), os.getegid())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAMES = ("containerd.task.v3.Task", "containerd.task.v2.Task")
 """The messages of both versions are the same."""
 
-METHODS = {
+_METHODS = {
     "State": ("state", m.StateRequest),
     "Create": ("create", m.CreateTaskRequest),
     "Start": ("start", m.StartRequest),
@@ -38,7 +38,8 @@ METHODS = {
     "Connect": ("connect", m.ConnectRequest),
     "Shutdown": ("shutdown", m.ShutdownRequest),
 }
-"""Rpc: the handler's name and the class of its request."""
+METHODS = {name: _METHODS for name in NAMES}
+"""Service and rpc: the handler's name and the class of its request."""
 
 
 class TaskService:
@@ -84,60 +85,46 @@ class TaskService:
             pid=process.pid, exit_status=process.exit_status, exited_at=_exited_at(process)
         )
 
-    async def exec(self, request: m.ExecProcessRequest) -> Message:
+    async def exec(self, request: m.ExecProcessRequest) -> None:
         self._container(request.id).add_exec(request)
-        return m.Empty()
 
-    async def kill(self, request: m.KillRequest) -> Message:
+    async def kill(self, request: m.KillRequest) -> None:
         container = self._container(request.id)
         await container.kill(request.exec_id, request.signal, all=request.all)
-        return m.Empty()
 
-    async def pause(self, request: m.PauseRequest) -> Message:
+    async def pause(self, request: m.PauseRequest) -> None:
         await self._container(request.id).pause()
-        return m.Empty()
 
-    async def resume(self, request: m.ResumeRequest) -> Message:
+    async def resume(self, request: m.ResumeRequest) -> None:
         await self._container(request.id).resume()
-        return m.Empty()
 
-    async def checkpoint(self, request: m.CheckpointTaskRequest) -> Message:
+    async def checkpoint(self, request: m.CheckpointTaskRequest) -> None:
         value = request.options.value if request.options is not None else b""
         await self._container(request.id).dump(request.path, decode(m.CheckpointOptions, value))
-        return m.Empty()
 
-    async def update(self, request: m.UpdateTaskRequest) -> Message:
+    async def update(self, request: m.UpdateTaskRequest) -> None:
         container = self._container(request.id)
         if request.resources is None:
             raise InvalidArgument("no resources to update")
         await container.update(request.resources.value)
-        return m.Empty()
 
-    async def resize_pty(self, request: m.ResizePtyRequest) -> Message:
+    async def resize_pty(self, request: m.ResizePtyRequest) -> None:
         container = self._container(request.id)
         container.resize(request.exec_id, request.width, request.height)
-        return m.Empty()
 
-    async def close_io(self, request: m.CloseIORequest) -> Message:
+    async def close_io(self, request: m.CloseIORequest) -> None:
         self._container(request.id).close_stdin(request.exec_id)
-        return m.Empty()
 
     async def state(self, request: m.StateRequest) -> Message:
         container = self._container(request.id)
         process = container.process(request.exec_id)
+        given = process.request
         return m.StateResponse(
-            id=request.id,
-            bundle=container.bundle,
-            pid=process.pid,
-            status=process.state.now,
-            stdin=process.names.stdin,
-            stdout=process.names.stdout,
-            stderr=process.names.stderr,
-            terminal=process.names.terminal,
-            exit_status=process.exit_status,
+            id=request.id, exec_id=request.exec_id, bundle=container.bundle, pid=process.pid,
+            status=process.state.now, stdin=given.stdin, stdout=given.stdout, stderr=given.stderr,
+            terminal=given.terminal, exit_status=process.exit_status,
             exited_at=_exited_at(process),
-            exec_id=request.exec_id,
-        )
+        )  # fmt: skip
 
     async def pids(self, request: m.PidsRequest) -> Message:
         return m.PidsResponse(processes=await self._container(request.id).pids())
@@ -155,10 +142,9 @@ class TaskService:
         pid = container.init.pid if container is not None else 0
         return m.ConnectResponse(shim_pid=os.getpid(), task_pid=pid)
 
-    async def shutdown(self, request: m.ShutdownRequest) -> Message:
+    async def shutdown(self, request: m.ShutdownRequest) -> None:
         if self.idle:
             self._shut_down()
-        return m.Empty()
 
     def _container(self, id: str) -> Container:
         container = self._containers.get(id)

@@ -32,25 +32,22 @@ _BURST = 16  # chunks moved before others get their turn
 _TERMINAL = -1  # the source of a pump until the terminal is there
 
 
-class Names:
-    """The streams as the client named them."""
-
-    __slots__ = ("stderr", "stdin", "stdout", "terminal")
-
-    def __init__(self, request: CreateTaskRequest | ExecProcessRequest) -> None:
-        self.stdin = request.stdin
-        self.stdout = request.stdout
-        self.stderr = request.stderr
-        self.terminal = request.terminal
-
-
 class Streams:
-    """The open streams of one process. ``owner`` gets the pipes the process is given."""
+    """The open streams of one process, as its request names them.
 
-    def __init__(self, loop: Loop, reaper: Reaper, names: Names, owner: tuple[int, int]) -> None:
+    ``owner`` gets the pipes that the process is given.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        request: CreateTaskRequest | ExecProcessRequest,
+        owner: tuple[int, int],
+    ) -> None:
         self._loop = loop
         self._reaper = reaper
-        self._names = names
+        self._request = request
         self._owner = owner
         self._open: set[int] = set()
         self._pumps: list[tuple[int, int, bool]] = []  # from, to, whether by splice
@@ -67,11 +64,11 @@ class Streams:
 
         Raises Error; the caller closes in any case.
         """
-        names = self._names
-        scheme, path, words = parse(names.stdout)
+        request = self._request
+        scheme, path, words = parse(request.stdout)
         try:
-            if names.stdin:
-                self._open_stdin(names.stdin)
+            if request.stdin:
+                self._open_stdin(request.stdin)
             if scheme in ("binary", "binary-v2"):
                 await self._open_logger([path, *words], environment, scheme == "binary-v2")
             elif scheme == "file":
@@ -81,7 +78,7 @@ class Streams:
                 self._open_output(2, path)
             elif scheme == "fifo":
                 self._open_output(1, path)
-                self._open_output(2, parse(names.stderr)[1])
+                self._open_output(2, parse(request.stderr)[1])
             else:
                 raise Error(f"unknown STDIO scheme {scheme}")
         except OSError as error:
@@ -128,13 +125,13 @@ class Streams:
         source = self._own(fifo.open_reader(path))
         self._held = self._own(fifo.open_writer(path))
         sink = _TERMINAL
-        if not self._names.terminal:
+        if not self._request.terminal:
             self.child[0], sink = self._pipe()
             os.set_blocking(sink, False)
-        self._feeds = [(source, sink, not self._names.terminal)]
+        self._feeds = [(source, sink, not self._request.terminal)]
 
     def _open_output(self, number: int, path: str) -> None:
-        if self._names.terminal:
+        if self._request.terminal:
             if number == 1:
                 self._pumps.append((_TERMINAL, self._own(_open_sink(path or os.devnull)[0]), False))
         elif path:
@@ -156,7 +153,7 @@ class Streams:
             self._loop, self._reaper, argv, environment, sources, must_write
         )
         sink = self.child[1]
-        if self._names.terminal and sink is not None:
+        if self._request.terminal and sink is not None:
             os.set_blocking(sink, False)
             self._pumps = [(_TERMINAL, sink, False)]
             self.child[1] = None

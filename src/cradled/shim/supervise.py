@@ -6,7 +6,7 @@ import faulthandler
 import os
 
 from cradled.linux import fifo, libc, signals
-from cradled.shim import log, service
+from cradled.shim import service
 from cradled.shim.container import Supervisor
 from cradled.shim.loop import Loop
 from cradled.shim.publisher import Publisher
@@ -27,37 +27,31 @@ _FLUSH = 5.0  # seconds that the last events get
 _PATIENCE = 60.0
 
 
-class Settings:
-    """What a shim has to know. An empty ``ttrpc_address``: nobody wants events."""
-
-    __slots__ = ("bundle", "namespace", "ttrpc_address")
-
-    def __init__(self, namespace: str, bundle: str, ttrpc_address: str) -> None:
-        self.namespace = namespace
-        self.bundle = bundle
-        self.ttrpc_address = ttrpc_address
-
-
 def run(
-    listener: socket, settings: Settings, began: Callable[[Loop], object] | None = None
+    listener: socket,
+    namespace: str,
+    bundle: str,
+    ttrpc_address: str,
+    began: Callable[[Loop], None] | None = None,
 ) -> None:
     """Serve on a listening Unix socket until a client or a signal ends it; then remove its path.
 
+    ``bundle`` is that of the first container. With an empty ``ttrpc_address`` nobody wants events.
     ``began`` is called once all is set up.
     """
-    _log_to_daemon(settings.bundle)
+    _log_to_daemon(bundle)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in signals.IGNORED_BY_PYTHON:
         signals.ignore(number)
     loop = Loop()
-    publisher = Publisher(loop, settings.ttrpc_address, settings.namespace)
+    publisher = Publisher(loop, ttrpc_address, namespace)
 
     def shut_down() -> None:
         loop.spawn(_finish(loop, publisher))
 
     reaper = Reaper(loop, shut_down)
     reaper.start()
-    shim = Supervisor(loop, reaper, publisher, settings.namespace)
+    shim = Supervisor(loop, reaper, publisher, namespace)
     tasks = service.TaskService(shim, shut_down)
 
     async def retire() -> None:
@@ -68,7 +62,7 @@ def run(
     def deserted() -> None:
         loop.spawn(retire())
 
-    server = Server(loop, listener, service.NAMES, service.METHODS, tasks, deserted)
+    server = Server(loop, listener, service.METHODS, tasks, deserted)
     loop.spawn(server.serve())
     deserted()
     if began is not None:
@@ -95,9 +89,7 @@ def _log_to_daemon(bundle: str) -> None:
 
 def _remove(address: str | bytes) -> None:
     if isinstance(address, str) and address:  # an abstract one comes as bytes
-        try:
+        try:  # noqa: SIM105 (contextlib is not worth its import)
             os.unlink(address)
-        except FileNotFoundError:
+        except OSError:
             pass
-        except OSError as error:
-            log.line(f"{address} not removed: {error}")

@@ -2,17 +2,16 @@
 
 ``ttrpc.Request``: 1 service, 2 method, 3 payload, 4 timeout_nano, 5 metadata{1 key, 2 value}.
 ``ttrpc.Response``: 1 status{1 code, 2 message}, 2 payload. Unknown fields are skipped, as protobuf
-does; a damaged message raises ``ValueError``. Imported by the shim: imports nothing.
+does; a damaged message raises ``ValueError``. Imported by the shim: imports nothing but ``wire``.
 """
 
 from __future__ import annotations
 
+from cradled.ttrpc.wire import LENGTH, VARINT, fields, varint
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MAX_FIELD = (1 << 29) - 1
+    from collections.abc import Sequence
 
 
 class Request:
@@ -55,7 +54,7 @@ def encode_request(request: Request) -> bytes:
     ]
     for key, value in request.metadata:
         pair = _bytes_field(1, key.encode()) + _bytes_field(2, value.encode())
-        parts.append(_tag(5, _BYTES) + _varint(len(pair)) + pair)
+        parts.append(_tag(5, LENGTH) + varint(len(pair)) + pair)
     return b"".join(parts)
 
 
@@ -63,7 +62,7 @@ def decode_request(data: bytes) -> Request:
     """Raises ValueError for anything that is not a Request."""
     request = Request()
     metadata = []
-    for number, value in _fields(data):
+    for number, _, value in fields(data):
         if number == 1:
             request.service = _text(value)
         elif number == 2:
@@ -88,9 +87,9 @@ def encode_response(response: Response) -> bytes:
 def decode_response(data: bytes) -> Response:
     """Raises ValueError for anything that is not a Response."""
     response = Response()
-    for number, value in _fields(data):
+    for number, _, value in fields(data):
         if number == 1:
-            for inner, content in _fields(_blob(value)):
+            for inner, _, content in fields(_blob(value)):
                 if inner == 1:
                     response.code = _int64(content)
                 elif inner == 2:
@@ -102,51 +101,12 @@ def decode_response(data: bytes) -> Response:
 
 def _pair(data: bytes) -> tuple[str, str]:
     key = text = ""
-    for number, value in _fields(data):
+    for number, _, value in fields(data):
         if number == 1:
             key = _text(value)
         elif number == 2:
             text = _text(value)
     return key, text
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    offset, end = 0, len(data)
-    while offset < end:
-        tag, offset = _read_varint(data, offset)
-        number, kind = tag >> 3, tag & 7
-        if not 0 < number <= _MAX_FIELD:
-            raise ValueError(f"bad field number {number}")
-        value: int | bytes
-        if kind == _VARINT:
-            value, offset = _read_varint(data, offset)
-        else:
-            if kind == _BYTES:
-                size, offset = _read_varint(data, offset)
-            elif kind in (_FIXED32, _FIXED64):
-                size = 4 if kind == _FIXED32 else 8
-            else:
-                raise ValueError(f"bad wire type {kind}")
-            if size > end - offset:
-                raise ValueError("message is cut short")
-            value = data[offset : offset + size]
-            offset += size
-        yield number, value
-
-
-def _read_varint(data: bytes, offset: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if offset >= len(data):
-            raise ValueError("message is cut short")
-        byte = data[offset]
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & 0xFFFFFFFFFFFFFFFF, offset
-        shift += 7
-        if shift > 63:
-            raise ValueError("number is too long")
 
 
 def _blob(value: int | bytes) -> bytes:
@@ -170,19 +130,8 @@ def _tag(number: int, kind: int) -> bytes:
 
 
 def _bytes_field(number: int, value: bytes) -> bytes:
-    return _tag(number, _BYTES) + _varint(len(value)) + value if value else b""
+    return _tag(number, LENGTH) + varint(len(value)) + value if value else b""
 
 
 def _varint_field(number: int, value: int) -> bytes:
-    return _tag(number, _VARINT) + _varint(value & 0xFFFFFFFFFFFFFFFF) if value else b""
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return _tag(number, VARINT) + varint(value & 0xFFFFFFFFFFFFFFFF) if value else b""

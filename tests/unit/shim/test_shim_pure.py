@@ -30,7 +30,7 @@ def allowed(state: int, *, init: bool) -> set[str]:
         if error is None:
             found.add(action)
         else:
-            assert type(error) is Error  # which is UNKNOWN on the wire
+            assert type(error) is (NotFound if state == DELETED else Error)  # Error is UNKNOWN
             assert action in str(error)
     return found
 
