@@ -178,10 +178,18 @@ class Ear:
 class Shim:
     """A running shim with its own directory, namespace and mark."""
 
-    def __init__(self, directory: Path, *, forked: bool = True, runtime: str = "runc") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        forked: bool = True,
+        runtime: str = "runc",
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self.mark = "s" + secrets.token_hex(5)
         self.directory = directory
         self.runtime = runtime
+        self.wrapper = list(wrapper)
         self.env = {**os.environ, leaks.MARK: self.mark}
         self.bundles = directory / "bundles"
         self.bundles.mkdir()
@@ -210,7 +218,8 @@ class Shim:
             listener.bind(self.path)
             listener.listen()
             done = subprocess.run(
-                [sys.executable, "-I", "-S", "-c", FORKED, repr(params), str(listener.fileno())],
+                [*self.wrapper, sys.executable, "-I", "-S", "-c", FORKED, repr(params),
+                 str(listener.fileno())],
                 pass_fds=(listener.fileno(),), env=self.env, stdout=subprocess.PIPE, check=True,
             )  # fmt: skip
         return int(done.stdout)
