@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from cradled import failpoints
 from cradled.core.content import IngestStatus
 from cradled.errors import NotFound
-from cradled.linux import fs, libc
+from cradled.linux import fs, libc, memory
 
 _READ_SIZE = 1 << 20
 _WRITEBACK = 8 << 20
@@ -137,6 +137,7 @@ class Ingest:
         return state
 
     def _make(self) -> None:
+        memory.reuse_buffers()
         os.mkdir(self.path)
         self._record("ref", self.ref)
         self._record("startedat", format_time(self.started_at))

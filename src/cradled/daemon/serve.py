@@ -20,6 +20,7 @@ from cradled.daemon import builtins, listeners, logs
 from cradled.daemon.app import STOP_GRACE, App
 from cradled.daemon.config import Config
 from cradled.daemon.notify import notify
+from cradled.linux import memory
 from cradled.plugin import types as t
 from cradled.plugin.graph import PluginError
 from cradled.rpc.grpc_server import GrpcServer
@@ -49,6 +50,7 @@ def run(
     if config.temp:
         os.environ["TMPDIR"] = config.temp
     _adjust_oom_score(config.oom_score)
+    memory.own_process()
     try:
         _run_loop(_serve(config, sockets, exit_idle))
     except PluginError as error:

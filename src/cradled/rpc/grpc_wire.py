@@ -18,6 +18,7 @@ from cradled.rpc.status import Code
 
 MAX_MESSAGE = 16 << 20  # bytes, either way
 PREFIX = struct.Struct(">BI")  # compressed or not, size
+_SET_ASIDE = 2 << 20  # bytes, for a message whose prefix has come; content comes in 1 MiB
 
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
 _RESPONSE_HEAD = [(b":status", b"200"), _CONTENT_TYPE]
@@ -201,13 +202,14 @@ def _percent_encoded(text: str) -> bytes:
 class MessageReader:
     """Puts the messages of one direction of a call together, from data in pieces of any size."""
 
-    __slots__ = ("_body", "_compressed", "_encoding", "_head", "_left", "_parse")
+    __slots__ = ("_body", "_compressed", "_encoding", "_filled", "_head", "_left", "_parse")
 
     def __init__(self, parse: Callable[[Any], Any], encoding: str) -> None:
         self._parse = parse
         self._encoding = encoding
         self._head = b""  # a part of a prefix
-        self._body: bytearray | None = None  # a part of a message
+        self._body: bytearray | None = None  # of a message that has begun
+        self._filled = 0
         self._compressed = False
         self._left = 0  # bytes missing of that message
 
@@ -236,15 +238,22 @@ class MessageReader:
                     messages.append(self._message(data[: self._left]))
                     data = data[self._left :]
                     continue
-                self._body = bytearray()
+                self._body, self._filled = bytearray(min(self._left, _SET_ASIDE)), 0
             piece = data[: self._left]
-            self._body += piece
-            self._left -= len(piece)
+            self._fill(self._body, piece)
             data = data[len(piece) :]
             if not self._left:
                 body, self._body = self._body, None
                 messages.append(self._message(body))
         return messages
+
+    def _fill(self, body: bytearray, piece: memoryview) -> None:
+        end = self._filled + len(piece)
+        while len(body) < end:  # larger than what was set aside: grown as it comes
+            body += bytes(min(len(body), self._filled + self._left - len(body)))
+        memoryview(body)[self._filled : end] = piece
+        self._filled = end
+        self._left -= len(piece)
 
     def _begin(self, compressed: int, size: int) -> None:
         if size > MAX_MESSAGE:

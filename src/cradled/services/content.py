@@ -183,9 +183,9 @@ class _WriteSession:
         if offset == 0 and reply.offset > 0:
             await self._writer.truncate()
             reply.offset = 0
-        if request.data:
-            await self._writer.write(request.data)
-            reply.offset += len(request.data)
+        if data := request.data:  # asked for once: every time makes a copy
+            await self._writer.write(data)
+            reply.offset += len(data)
 
 
 def _read_response(offset: int, data: bytes) -> Encoded:

@@ -37,9 +37,12 @@ def forked(params: dict[str, Any], fds: list[int]) -> None:
     ``params``: ``roots``, directories that jobs work below, none when they may work anywhere;
     ``lock``, a path; ``mountpoint``, a directory.
     """
+    from cradled.linux import memory
     from cradled.workers import jobs
 
     jobs.load()
+    memory.own_process()
+    memory.reuse_buffers()
     control = socket.socket(fileno=fds[0])
     lock = os.open(params["lock"], os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,17 @@ def test_messages_in_pieces(bodies, size):
         seen += reader.feed(memoryview(data)[at : at + size])
     assert seen == bodies
     assert not reader.partial
+
+
+@pytest.mark.parametrize("size", [(2 << 20) - 1, 2 << 20, (2 << 20) + 1, 5 << 20, 16 << 20])
+def test_a_large_message_in_pieces(size):
+    body = random.Random(size).randbytes(size)
+    data = framed(body) + framed(b"next")
+    reader = MessageReader(bytes, "identity")
+    seen = []
+    for at in range(0, len(data), 300_001):
+        seen += reader.feed(memoryview(data)[at : at + 300_001])
+    assert seen == [body, b"next"]
 
 
 def test_a_part_of_a_message_is_known_as_such():

@@ -80,6 +80,10 @@ def _row(image: Image, told: dict[str, Any]) -> Sequence[str]:
 @click.pass_obj
 def import_(app: App, file: str, name: str, no_unpack: bool) -> None:
     """Bring in the images of FILE (- is the input): an OCI layout or a Docker archive."""
+    from cradled.linux import memory  # with ctypes, wanted by few
+
+    memory.own_process()
+    memory.reuse_buffers()
     if name:
         name = references.normalise(name)
 
