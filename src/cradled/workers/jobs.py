@@ -17,6 +17,7 @@ from cradled.archive.apply import Applied, Unpacker, apply
 from cradled.archive.decompress import LayerStream, positional
 from cradled.archive.errors import ArchiveError
 from cradled.archive.overlay import LowersNeeded, OverlayUnpacker
+from cradled.archive.writeback import EarlyWriteback
 from cradled.linux import libc, mount
 from cradled.linux.fs import sync_filesystem
 from cradled.linux.tree import empty_directory, remove_tree, usage
@@ -73,7 +74,7 @@ def _apply(params: Params, fds: Sequence[int], mountpoint: str) -> dict[str, Any
     elif plans[0][0] == "overlay":
         applied = _apply_to_upper(layer, plans, target, mountpoint, params["sync"])
     else:
-        applied = layer.apply(Unpacker(target, devices=layer.devices), params["sync"] and target)
+        applied = layer.apply(Unpacker(target, devices=layer.devices), target, params["sync"])
     return {"digest": applied.digest, "size": applied.size}
 
 
@@ -89,12 +90,12 @@ class Layer:
         """Its uncompressed bytes, from the start."""
         return LayerStream(positional(self._fd), sniff=self._sniff)
 
-    def apply(self, unpacker: Unpacker, sync: str | bool = False) -> Applied:
-        """Apply; ``sync`` names a path of the file system that is made durable then."""
-        with closing(unpacker), self.stream() as stream:
+    def apply(self, unpacker: Unpacker, target: str, sync: bool) -> Applied:
+        """Apply to what lies on the file system of ``target``; ``sync`` makes that durable then."""
+        with closing(unpacker), self.stream() as stream, EarlyWriteback(target):
             applied = apply(stream, unpacker)
-        if isinstance(sync, str):
-            sync_filesystem(sync)
+        if sync:
+            sync_filesystem(target)
         return applied
 
 
@@ -128,7 +129,7 @@ def _apply_to_upper(
         devices=layer.devices,
     )
     try:
-        return layer.apply(rules, sync and upper)
+        return layer.apply(rules, upper, sync)
     except LowersNeeded:
         _empty(upper)
     return _apply_mounted(layer, plans, mountpoint, sync)
@@ -139,7 +140,7 @@ def _apply_mounted(
 ) -> Applied:
     mount.mount_all(plans, mountpoint)
     try:
-        return layer.apply(Unpacker(mountpoint, devices=layer.devices), sync and mountpoint)
+        return layer.apply(Unpacker(mountpoint, devices=layer.devices), mountpoint, sync)
     finally:
         mount.unmount_below(mountpoint, detach=True)
 
@@ -158,7 +159,7 @@ def _apply_apart(params: Params, fds: Sequence[int], _mountpoint: str) -> dict[s
     upper = params["upper"]
     layer = Layer(fds[0], params["sniff"])
     unpacker = ApartUnpacker(upper, devices=layer.devices)
-    with closing(unpacker), layer.stream() as stream:
+    with closing(unpacker), layer.stream() as stream, EarlyWriteback(upper):
         try:
             apply(stream, unpacker)
             implied = unpacker.open
