@@ -6,7 +6,6 @@ The zygote is spawned, never forked, and found dead by its pidfd; the next fork 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -18,19 +17,20 @@ from typing import Any
 import cradled
 from cradled.zygote import protocol
 
-PRELOAD = ("cradled.shim.serve", "cradled.workers.main")
+PRELOAD = ("cradled.shim.serve",)
+"""What is forked often; other children import their modules themselves, after the fork."""
 
 MAX_FDS = protocol.MAX_FDS - 1
-"""One goes to the child's sign of life."""
+"""One is for the reply."""
 
 _BOOT = (
-    "import json, sys; config = json.loads(sys.argv[1]); sys.path[:0] = config['path']; "
-    "from cradled.zygote.server import main; main(config)"
+    "import sys; preload = sys.argv[1].split(','); sys.path[:0] = sys.argv[2:]; "
+    "from cradled.zygote.server import main; main(preload)"
 )
 
 
 class ZygoteLost(ConnectionError):
-    """The zygote died over a fork. If there is a child, its pid is not known."""
+    """No zygote lived long enough to fork; there is no child."""
 
 
 class Zygote:
@@ -71,8 +71,8 @@ class Zygote:
 
         Returns its pid and a pidfd, which the caller closes. The child gets copies of ``fds``
         under other numbers, in the same order. ``cgroups`` are directories to join. Raises
-        OSError when the fork failed, ZygoteLost when the zygote died over it, ValueError for
-        params that are too large. A cancelled fork leaves no child.
+        OSError when the fork failed, ZygoteLost, and ValueError for params that are too large. A
+        cancelled fork leaves no child.
         """
         request = protocol.request(entry, params, name, oom_score_adj, list(cgroups))
         data = protocol.encode(request)
@@ -109,26 +109,22 @@ class Zygote:
         self.start()
         process = self._process
         assert process is not None
-        alive, child = os.pipe()  # a child writes to it before anything else
-        try:
-            try:
-                protocol.send(process.control, data, [child, *fds])  # one at a time: never blocks
-            finally:
-                os.close(child)
-            return await process.receive()
-        except ConnectionError as error:
-            process.close()
-            await process.died.wait()
-            await _readable(alive)
-            if os.read(alive, 1):
-                raise ZygoteLost("the zygote died after it forked") from error
-            raise _NotForked from error
-        finally:
-            os.close(alive)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs, suppress(ConnectionError):
+                # One at a time: never blocks.
+                protocol.send(process.control, data, [theirs.fileno(), *fds])
+            await _readable(ours.fileno())
+            reply, received = protocol.receive(ours)
+        if reply:
+            return protocol.decode(reply), received
+        process.close()
+        await process.died.wait()
+        raise _NotForked
 
 
 class _NotForked(Exception):
-    """The zygote died before it forked."""
+    """The zygote, or its child, died before the child was anything."""
 
 
 class _Process:
@@ -151,14 +147,6 @@ class _Process:
         os.close(self._pidfd)
         self.died.set()
 
-    async def receive(self) -> tuple[dict[str, Any], list[int]]:
-        """A reply and its descriptors. Raises ConnectionError when the zygote is gone."""
-        await _readable(self.control.fileno())
-        data, fds = protocol.receive(self.control)
-        if not data:
-            raise ConnectionResetError("the zygote is gone")
-        return protocol.decode(data), fds
-
     def close(self) -> None:
         """Closing the control socket ends it."""
         self.control.close()
@@ -180,10 +168,9 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 def _spawn(control: int, preload: list[str], env: dict[str, str]) -> int:
-    config = json.dumps({"path": import_path(), "preload": preload})
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, "-I", "-S", "-c", _BOOT, config],
+        [sys.executable, "-I", "-S", "-c", _BOOT, ",".join(preload), *import_path()],
         env,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),

@@ -1,21 +1,22 @@
 """Blocking. What the daemon and its zygote say to each other over their control socket.
 
-One SEQPACKET message each way per fork, descriptors by SCM_RIGHTS: there go the writing end of a
-pipe, on which the child gives a sign of life, and what is for the child; back comes a pidfd. Both
-ends are the same interpreter, so the messages are ``marshal``: it needs no import and carries
-bytes as they are.
+One SEQPACKET message each way per fork, descriptors by SCM_RIGHTS. With the request go a socket for
+the reply and what is for the child; with the reply comes a pidfd. A reply socket that ends without
+a reply says that there is no child. Both ends are the same interpreter, so the messages are
+``marshal``: it needs no import and carries bytes as they are.
 
-Imported by everything that is forked: imports only ``marshal`` and ``socket`` at run time.
+Imported by everything that is forked: imports only C modules at run time.
 """
 
 from __future__ import annotations
 
 import marshal
-import socket
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
 from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Sequence
     from typing import Any
 
@@ -30,14 +31,13 @@ MAX_MESSAGE = 128 << 10
 _INT = 4
 
 
-def send(control: socket.socket, data: bytes, fds: Sequence[int]) -> None:
-    control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _pack(fds))] if fds else [])
+def send(sock: socket, data: bytes, fds: Sequence[int]) -> None:
+    sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, _pack(fds))] if fds else [])
 
 
-def receive(control: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket) -> tuple[bytes, list[int]]:
     """A message and its descriptors, which no program executed later inherits; b"" at the end."""
-    space = socket.CMSG_SPACE(MAX_FDS * _INT)
-    data, rights, _, _ = control.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
+    data, rights, _, _ = sock.recvmsg(MAX_MESSAGE, CMSG_SPACE(MAX_FDS * _INT), MSG_CMSG_CLOEXEC)
     return data, [fd for _, _, packed in rights for fd in _unpack(packed)]
 
 

@@ -5,45 +5,46 @@ no state and may be killed at any time; it exits when the control socket ends, a
 lives on. A child starts from a clean slate (own session, default signals, no descriptor but its
 own, /dev/null as standard streams), calls its entry and exits when that returns.
 
-Forks are plain: the zygote is the parent and reaps, so a pid stays valid until the pidfd that goes
-to the daemon is open. Objects made by the imports are frozen, lest a collection in a child copy
-the pages they lie in.
+Memory is why it exists, so it writes as little of it as it can. A page that it writes to after a
+fork is no longer shared with the child, which keeps a copy for itself alone: so between two forks
+it does next to nothing, and even reading the request is left to the child. Objects made by the
+imports are frozen, lest a collection in a child copy the pages they lie in.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import signal
-import socket
 import sys
+from _socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SOCK_SEQPACKET, socket
 
+from cradled.linux import signals
 from cradled.zygote import protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
 _NULL_FD = 0
 _MAX_FD = 1 << 20
 
 
-def main(config: dict[str, Any]) -> None:
+def main(preload: Sequence[str]) -> None:
     """Serve until the control socket ends."""
     gc.disable()
     os.closerange(protocol.CONTROL_FD + 1, _MAX_FD)
     os.chdir("/")
-    control = socket.socket(fileno=protocol.CONTROL_FD)
-    for name in config["preload"]:
+    control = socket(AF_UNIX, SOCK_SEQPACKET, 0, protocol.CONTROL_FD)
+    for name in preload:
         _preload(name)
-    signal.signal(signal.SIGCHLD, _reap)
+    signals.ignore(signals.SIGCHLD)  # nobody has to be waited for
     gc.collect()
     gc.freeze()
-    try:
-        while (message := protocol.receive(control))[0]:
-            _serve(control, protocol.decode(message[0]), message[1])
+    try:  # noqa: SIM105 - contextlib is not needed otherwise
+        _serve(control)
     except ConnectionError:
-        pass  # the daemon died before it read its reply
+        pass  # the daemon died
 
 
 def _preload(name: str) -> None:
@@ -60,41 +61,44 @@ def _preload(name: str) -> None:
         print(f"zygote: preload of {name}: {error!r}", file=sys.stderr, flush=True)
 
 
-def _reap(_number: int, _frame: object) -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
+def _serve(control: socket) -> None:
+    """Fork whenever there is a request, and wait until the child has taken it."""
+    while control.recv(1, MSG_PEEK):
+        waiting, taken = os.pipe()
+        try:
+            if not os.fork():
+                _child(control, taken)
+        except OSError as error:
+            _refuse(control, error)
+            os.write(taken, b"1")
+        os.close(taken)
+        if not os.read(waiting, 1):
+            _drop(control)
+        os.close(waiting)
+
+
+def _refuse(control: socket, error: OSError) -> None:
+    _, fds = protocol.receive(control)
+    _reply(fds[0], {"errno": error.errno})
+    for fd in fds:
+        os.close(fd)
+
+
+def _drop(control: socket) -> None:
+    """Let go of the request of a child that died before it took it, or just after."""
+    try:  # noqa: SIM105
+        control.recv(1, MSG_DONTWAIT)
+    except BlockingIOError:
         pass
 
 
-def _serve(control: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # not reaped before pidfd_open
-    reply: dict[str, Any] = {}
-    pidfds = []
-    try:
-        pid = os.fork()
-        if pid == 0:
-            _child(request, fds)
-        pidfds.append(os.pidfd_open(pid))
-        reply["pid"] = pid
-    except OSError as error:
-        reply["errno"] = error.errno
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-    for fd in fds:
-        os.close(fd)
-    try:
-        protocol.send(control, protocol.encode(reply), pidfds)
-    finally:
-        for fd in pidfds:
-            os.close(fd)
-
-
-def _child(request: dict[str, Any], fds: list[int]) -> NoReturn:
+def _child(control: socket, taken: int) -> NoReturn:
     status = 1
     try:
-        _give_sign_of_life(fds.pop(0))
+        data, fds = protocol.receive(control)
+        os.write(taken, b"1")
+        _reply(fds.pop(0), {"pid": os.getpid()}, [os.pidfd_open(os.getpid())])
+        request = protocol.decode(data)
         _reset_signals()
         os.setsid()
         os.umask(0o022)
@@ -102,7 +106,8 @@ def _child(request: dict[str, Any], fds: list[int]) -> NoReturn:
         _place(request)
         gc.enable()
         module, _, function = request["entry"].partition(":")
-        __import__(module)
+        if module not in sys.modules:
+            __import__(module)
         getattr(sys.modules[module], function)(request["params"], fds)
         status = 0
     except SystemExit as exit:
@@ -114,19 +119,20 @@ def _child(request: dict[str, Any], fds: list[int]) -> NoReturn:
         os._exit(status)
 
 
-def _give_sign_of_life(fd: int) -> None:
-    """From here on the daemon must not ask another zygote, should this one die."""
-    try:  # noqa: SIM105
-        os.write(fd, b"1")
-    except BrokenPipeError:
-        pass  # it has the zygote's reply already
+def _reply(fd: int, reply: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    channel = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+    try:
+        protocol.send(channel, protocol.encode(reply), fds)
+    except ConnectionError:
+        pass  # the daemon died
+    finally:
+        channel.detach()
 
 
 def _reset_signals() -> None:
     # Python ignores SIGPIPE and SIGXFSZ; what is ignored stays so down to a container's process.
-    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in (signals.SIGCHLD, signals.SIGINT, *signals.IGNORED_BY_PYTHON):
+        signals.handle(number, None)
 
 
 def _own_only(fds: list[int]) -> None:
@@ -145,7 +151,7 @@ def _place(request: dict[str, Any]) -> None:
     for directory in request["cgroups"]:
         _write(directory + "/cgroup.procs", "0")
     if request["oom_score_adj"] is not None:
-        try:  # noqa: SIM105 - contextlib is not needed otherwise
+        try:  # noqa: SIM105
             _write("/proc/self/oom_score_adj", str(request["oom_score_adj"]))
         except PermissionError:
             pass  # going below one's own score takes a capability that many hosts withhold
