@@ -1,4 +1,7 @@
-"""Blocking. Loop devices: a file as a block device for as long as something is mounted from it."""
+"""Blocking. Loop devices: a file as a block device for as long as something is mounted from it.
+
+Used by the shim: imports only ``os`` and C modules.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,6 @@ import errno
 import fcntl
 import os
 import struct
-from contextlib import contextmanager
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
@@ -22,22 +20,17 @@ _CONFIG_SIZE = 8 + 232 + 64
 _TRIES = 100
 
 
-@contextmanager
-def attached(path: str, *, read_only: bool = False) -> Iterator[str]:
-    """The path of a loop device over a file.
+def attach(path: str, *, read_only: bool = False) -> tuple[str, int]:
+    """The path of a new loop device over a file, and a descriptor of it for the caller to close.
 
-    The device goes away by itself once it is neither open nor mounted: mount it in the block.
+    The device goes away by itself once it is neither open nor mounted: mount it, then close.
     """
     mode = os.O_RDONLY if read_only else os.O_RDWR
     backing = os.open(path, mode | os.O_CLOEXEC)
     try:
-        device, fd = _configure(backing, read_only)
+        return _configure(backing, read_only)
     finally:
         os.close(backing)
-    try:
-        yield device
-    finally:
-        os.close(fd)
 
 
 def _configure(backing: int, read_only: bool) -> tuple[str, int]:

@@ -169,8 +169,11 @@ def mount(type: str, source: str, words: Iterable[str], target: str) -> None:
     if options.loop:
         from cradled.linux import loop
 
-        with loop.attached(source, read_only=bool(options.flags & MS_RDONLY)) as device:
+        device, fd = loop.attach(source, read_only=bool(options.flags & MS_RDONLY))
+        try:
             _mount(type, device, options, target)
+        finally:
+            os.close(fd)
     else:
         _mount(type, source, options, target)
     if options.propagation:
