@@ -111,11 +111,7 @@ class Daemon:
                 continue
         for point in reversed(leaks.mounts_below(str(self.directory))):
             subprocess.run(["umount", "-l", point], check=False, stderr=subprocess.DEVNULL)
-        for path in sorted(leaks.cgroups_named(self.mark), reverse=True):
-            try:
-                os.rmdir(path)
-            except OSError:
-                continue
+        leaks.remove_parents(self.mark)
 
     def ctr_command(self, *args: str) -> list[str]:
         return ["ctr", "-a", str(self.socket), "-n", self.namespace, *args]
@@ -152,10 +148,12 @@ def rows(table: str) -> list[list[str]]:
     return [line.split() for line in table.splitlines()[1:] if line.strip()]
 
 
-def wait_until(condition: Callable[[], object], what: str, patience: float = 20.0) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str | Callable[[], str], patience: float = 20.0
+) -> None:
     """Poll a condition (a callable) until it is true; fail with ``what`` otherwise."""
     deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"never came true: {what}")
+            raise AssertionError(f"never came true: {what if isinstance(what, str) else what()}")
         time.sleep(0.01)

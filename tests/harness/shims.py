@@ -328,8 +328,7 @@ class Shim:
             self.ear.close()
             os.close(self._log)
         leaks.assert_settled(self.mark, str(self.directory))
-        for group in leaks.cgroups_named(self.mark):
-            os.rmdir(group)
+        leaks.remove_parents(self.mark)
         shutil.rmtree(self.directory)
 
     def _destroy_container(self, id: str) -> None:

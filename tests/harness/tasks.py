@@ -225,6 +225,5 @@ async def running(runtime: str) -> AsyncIterator[Node]:
         leaks.assert_settled(node.mark, str(directory))
     finally:
         del os.environ[leaks.MARK]
-        for group in leaks.cgroups_named(node.mark):
-            os.rmdir(group)
+        leaks.remove_parents(node.mark)
     shutil.rmtree(directory)
