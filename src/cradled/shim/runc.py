@@ -160,7 +160,7 @@ def kill_error(error: Error) -> Error:
 
 def last_error(log: str) -> str:
     """The message of the last error in a runtime's JSON log; empty when it has none."""
-    import json  # preloaded where the shim is forked; else paid for by the first failure
+    import json  # paid for by the first failure
 
     for line in reversed(log.split("\n")):
         try:

@@ -1,12 +1,11 @@
 """Async. The shim's entry in a process that the zygote has forked.
 
-What is imported here is all that a forked shim ever imports, those modules included that it needs
-only now and then: an import after the fork would be paid for by every shim.
+What is imported here is all that a forked shim ever imports, but for ``json`` to read a failure of
+the runtime: an import after the fork is paid for by every shim, one before by all of them.
 """
 
 from __future__ import annotations
 
-import json  # noqa: F401 (for the errors of the runtime)
 import os
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
