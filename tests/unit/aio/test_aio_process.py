@@ -55,7 +55,7 @@ async def test_a_program_starts_clean() -> None:
     assert lines[0] == "True ['0', '1', '2', '3']"  # 3: the listing itself
     blocked, ignored = (int(mask, 16) for mask in lines[1].split())
     assert blocked == 0
-    # Python itself ignores SIGPIPE (13) and SIGXFSZ (25); 32 and 33 are the C library's own, and its
+    # Python itself ignores SIGPIPE (13) and SIGXFSZ (25); 32 and 33 are the C library's, and its
     # posix_spawn may leave them ignored.
     assert ignored & ~(3 << 31) == 1 << 12 | 1 << 24
 
