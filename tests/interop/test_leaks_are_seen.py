@@ -34,13 +34,15 @@ def test_what_a_daemon_has(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_states_below_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks, "RUN", (str(tmp_path),))
-    own = tmp_path / "runc" / "mark"
+    mark = f"mark-{os.urandom(8).hex()}"
+    nowhere = f"/nowhere/{mark}"
+    own = tmp_path / "runc" / mark
     (own / "box").mkdir(parents=True)
-    assert leaks.states_named("mark") == [str(own)]
-    assert f"state {own}" in leaks.remains("mark", "/nowhere")
+    assert leaks.states_named(mark) == [str(own)]
+    assert f"state {own}" in leaks.remains(mark, nowhere)
     (own / "box").rmdir()
-    assert leaks.remains("mark", "/nowhere") == []
-    leaks.remove_parents("mark")
+    assert leaks.remains(mark, nowhere) == []
+    leaks.remove_parents(mark)
     assert not own.exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -94,10 +95,7 @@ def test_events(daemon: Daemon) -> None:
         stdout=subprocess.PIPE, text=True)  # fmt: skip
     try:
         assert listener.stdout is not None
-        daemon.ctr("namespaces", "label", daemon.namespace, "a=b")
-        for line in listener.stdout:  # it has subscribed
-            if "/namespaces/update" in line:
-                break
+        while not select.select([listener.stdout], [], [], 0.05)[0]:  # it has not subscribed
             daemon.ctr("namespaces", "label", daemon.namespace, "a=b")
         daemon.ctr(*run(daemon, "--rm", IMAGE, "c1", "true"))
         topics = []
@@ -128,6 +126,9 @@ def test_the_shim_dies(daemon: Daemon) -> None:
     pid = detached(daemon, "c1")
     wait_until(lambda: len(shims(daemon)) == 1, "those of other tests have gone")
     (shim,) = shims(daemon)
+    address = Path(f"/proc/{shim}/cwd/address")
+    socket = address.read_text().removeprefix("unix://")
     os.kill(shim, signal.SIGKILL)
     wait_until(lambda: statuses(daemon) == {}, "the daemon has cleaned up with our program")
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the container is gone")
+    assert not os.path.exists(socket)

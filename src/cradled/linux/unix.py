@@ -63,6 +63,17 @@ def is_served(path: str) -> bool:
     return True
 
 
+def remove_stale(path: str) -> bool:
+    """Remove the socket at a path, if any; False where somebody listens there. Raises OSError."""
+    if is_served(path):
+        return False
+    try:  # noqa: SIM105 (contextlib is not worth its import)
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    return True
+
+
 def peer(fd: int) -> tuple[int, int, int]:
     """Pid, uid and gid of the other side of a connection."""
     sock = socket(AF_UNIX, SOCK_STREAM, 0, fd)

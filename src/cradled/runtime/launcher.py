@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -24,7 +23,7 @@ from cradled.api import runc_options_pb2
 from cradled.core.tasks import Exit
 from cradled.core.values import AnyValue
 from cradled.errors import Error, InvalidArgument, NotFound
-from cradled.linux import cgroup, oom
+from cradled.linux import cgroup, oom, unix
 from cradled.runtime import bootstrap
 from cradled.runtime.bootstrap import Bootstrap, Daemon
 from cradled.runtime.bundle import Bundle
@@ -273,11 +272,9 @@ def runc_options(options: AnyValue | None) -> runc_options_pb2.Options:
 def _prepare(bundle: Bundle, result: Bootstrap, path: str) -> socket.socket | None:
     """Save where the shim will serve, and have it listen there; None where one serves already."""
     bundle.save_bootstrap(result)
-    if _is_served(path):
+    if not unix.remove_stale(path):
         return None
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    with suppress(FileNotFoundError):
-        os.unlink(path)
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
@@ -289,19 +286,13 @@ def _prepare(bundle: Bundle, result: Bootstrap, path: str) -> socket.socket | No
     return listener
 
 
-def _is_served(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as sock:
-        return sock.connect_ex(path) == 0
-
-
 def _remove_socket(bundle: Bundle) -> None:
     """Remove a dead shim's socket, unless others of its group are served there."""
     saved = bundle.load_bootstrap()
     if saved is not None:
         path = saved.address.removeprefix("unix://")
-        if os.path.isabs(path) and not _is_served(path):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+        if os.path.isabs(path):
+            unix.remove_stale(path)
 
 
 def _shim_cgroups(options: AnyValue | None) -> Sequence[str]:

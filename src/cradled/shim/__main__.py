@@ -67,9 +67,8 @@ def _start(flags: Flags) -> bytes:
         if pid == 0:
             _become_shim(listener, start)
         _place(pid, start.options.shim_cgroup)
-    if not start.modern:
-        # Where older daemons look for the shim after their restart.
-        bundle.write(f"{directory}/address", address, 0o644)
+    # Where older daemons look for the shim after their restart, and ``delete`` for its socket.
+    bundle.write(f"{directory}/address", address, 0o644)
     return start.answer(address)
 
 
@@ -97,12 +96,9 @@ def _serve(listener: socket, namespace: str, ttrpc_address: str) -> None:
 
 def _listen(path: str) -> socket | None:
     """A listening socket; None when somebody listens there already."""
-    if unix.is_served(path):
+    if not unix.remove_stale(path):
         return None
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     return unix.listen(path)
 
 
@@ -137,15 +133,16 @@ def _delete(flags: Flags) -> bytes:
     if status:
         print(f"{argv[0]} delete --force {flags['id']}: status {status}", file=sys.stderr)
     mount.unmount_below(f"{directory}/rootfs", detach=True)
-    ended = bundle.load_exit(directory)
-    if ended is None:
-        try:
-            pid = bundle.read_pid(f"{directory}/init.pid")
-        except Error:
-            pid = 0
-        ended = (pid, _KILLED, time_ns())
-    pid, code, at = ended
+    unix.remove_stale(bundle.read_address(directory))
+    pid, code, at = bundle.load_exit(directory) or (_pid(directory), _KILLED, time_ns())
     return encode(m.DeleteResponse(pid=pid, exit_status=code, exited_at=timestamp(at)))
+
+
+def _pid(directory: str) -> int:
+    try:
+        return bundle.read_pid(f"{directory}/init.pid")
+    except Error:
+        return 0
 
 
 def _info(stdin: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 options.json   the runtime options, zero values left out      \\  for the ``delete`` program,
 runtime        the name of the runtime                        /   which starts with nothing else
+address        unix://<path>, where the shim of a foreign daemon listens
 init.pid       by the runtime
 exit.json      {"pid":1,"exit_status":0,"exited_at":<ns>}: the end of init, before it is told
 rootfs/        where the root file system is mounted
@@ -19,6 +20,7 @@ from cradled.shim.bootstrap import GROUP_ANNOTATIONS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from cradled.shim.messages import Mount, Options
 
@@ -33,21 +35,11 @@ def save_options(bundle: str, options: Options, binary: str) -> None:
 
 def load_options(bundle: str, options: Options) -> Options:
     """Fill in what ``options.json`` and ``runtime`` say; files that are missing say nothing."""
-    import json  # for the delete program only
-
-    try:
-        with open(f"{bundle}/options.json", "rb") as file:
-            values = json.load(file)
-        for name, _, _ in options.FIELDS.values():
-            if name in values:
-                setattr(options, name, values[name])
-    except (OSError, ValueError):
-        pass
-    try:
-        with open(f"{bundle}/runtime", encoding="utf-8") as file:
-            options.binary_name = file.read().strip() or options.binary_name
-    except OSError:
-        pass
+    values = _load(f"{bundle}/options.json")
+    for name, _, _ in options.FIELDS.values():
+        if name in values:
+            setattr(options, name, values[name])
+    options.binary_name = _read(f"{bundle}/runtime").strip() or options.binary_name
     return options
 
 
@@ -62,14 +54,13 @@ def save_exit(bundle: str, pid: int, status: int, at: int) -> None:
 
 def load_exit(bundle: str) -> tuple[int, int, int] | None:
     """(pid, status, time) of an init whose end was seen; None otherwise."""
-    import json  # for the delete program only
+    values = _load(f"{bundle}/exit.json")
+    return (values["pid"], values["exit_status"], values["exited_at"]) if values else None
 
-    try:
-        with open(f"{bundle}/exit.json", "rb") as file:
-            values = json.load(file)
-        return values["pid"], values["exit_status"], values["exited_at"]
-    except (OSError, ValueError, KeyError):
-        return None
+
+def read_address(bundle: str) -> str:
+    """The path of the shim's socket; empty where ``address`` does not say it."""
+    return _read(f"{bundle}/address").removeprefix("unix://")
 
 
 def read_pid(path: str) -> int:
@@ -115,12 +106,8 @@ def group_annotations(bundle: str) -> dict[str, str]:
 
     A spec that does not name one of these is not parsed.
     """
-    try:
-        with open(f"{bundle}/config.json", "rb") as file:
-            spec = file.read()
-    except OSError:
-        return {}
-    if not any(name.encode() in spec for name in GROUP_ANNOTATIONS):
+    spec = _read(f"{bundle}/config.json")
+    if not any(name in spec for name in GROUP_ANNOTATIONS):
         return {}
     import json  # for the start program only
 
@@ -138,6 +125,22 @@ def write(path: str, text: str, mode: int) -> None:
         fs.write_all(fd, text.encode())
     finally:
         os.close(fd)
+
+
+def _load(path: str) -> dict[str, Any]:
+    import json  # for the delete program only
+
+    try:
+        return json.loads(_read(path))  # type: ignore[no-any-return]
+    except ValueError:
+        return {}
+
+
+def _read(path: str) -> str:
+    try:
+        return cgroup.read(path)
+    except OSError:
+        return ""
 
 
 def _json(value: str | int | bool) -> str:
