@@ -10,10 +10,10 @@ whoever owns root and state next finds them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cradled.daemon import late, listeners
 from cradled.daemon.builtins import REGISTRATIONS
@@ -23,6 +23,10 @@ from cradled.plugin import types as t
 from cradled.plugin.types import Plugin
 from cradled.rpc.service import Router
 from cradled.rpc.ttrpc_server import TtrpcServer
+
+if TYPE_CHECKING:
+    from cradled.core.access import Policy
+    from cradled.rpc.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,8 @@ REQUIRED = (
 class App:
     """Enter it to run; the caller owns root and state (``listeners.hold``) all the while.
 
-    ``router`` has the gRPC services, ``ttrpc_router`` those for shims.
+    ``router`` has the gRPC services, ``ttrpc_router`` those for shims. ``guard`` is what public
+    listeners must ask before each call, where a policy is configured.
     """
 
     def __init__(self, config: Config, grpc_address: str = "") -> None:
@@ -55,7 +60,9 @@ class App:
         }
         self.router = Router()
         self.ttrpc_router = Router()
+        self.guard: Guard | None = None
         self.plugins: Mapping[tuple[str, str], Plugin] = {}
+        self._policies: Sequence[Policy] = ()
 
     async def __aenter__(self) -> Self:
         try:
@@ -80,6 +87,13 @@ class App:
             raise LookupError(f"no plugin {type}.{id}: {plugin.error}")
         return plugin.instance
 
+    def reload(self) -> None:
+        """Read again what can be changed while the daemon runs: policies."""
+        if self._policies:
+            from cradled.daemon import policy
+
+            policy.reload(self._policies)
+
     async def _start(self) -> None:
         config = self._config
         path = self._properties["ttrpc_address"]
@@ -95,12 +109,25 @@ class App:
             disabled=config.disabled_plugins,
             required={*REQUIRED, *config.required_plugins},
         )
+        self._guard()
         self._route(t.GRPC, self.router)
         self._route(t.TTRPC, self.ttrpc_router)
         server = TtrpcServer(self.ttrpc_router)
         await server.serve(events)
         self._stack.push_async_callback(server.stop, STOP_GRACE)
         self.get(t.GC, "scheduler").start()
+
+    def _guard(self) -> None:
+        """Raises PluginError where a policy is configured and cannot be used."""
+        found = [p for (type, _), p in self.plugins.items() if type == t.POLICY and not p.skipped]
+        for plugin in found:
+            if plugin.error is not None:
+                raise graph.PluginError(f"{plugin.registration.uri}: {plugin.error}")
+        if found:
+            from cradled.daemon import policy
+
+            self._policies = [plugin.instance for plugin in found]
+            self.guard = policy.guard(self._policies, self.get(t.EVENT, "exchange"))
 
     def _route(self, type: str, router: Router) -> None:
         for (found, _), plugin in self.plugins.items():

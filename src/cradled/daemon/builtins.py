@@ -241,6 +241,25 @@ async def _skip_tracing(context: InitContext) -> Any:
     raise SkipPlugin("tracing endpoint not configured")
 
 
+async def _policy_file(context: InitContext) -> Any:
+    config: sections.PolicyFile = context.config
+    if not config.path:
+        raise SkipPlugin("no policy configured")
+    from cradled.daemon.policy import PolicyFile
+
+    context.export("path", config.path)
+    return PolicyFile(config.path)
+
+
+async def _policy_python(context: InitContext) -> Any:
+    config: sections.PolicyPython = context.config
+    if not config.entry_point:
+        raise SkipPlugin("no policy configured")
+    from cradled.daemon.policy import from_entry_point
+
+    return from_entry_point(config.entry_point)
+
+
 async def _introspection(context: InitContext) -> Served:
     from cradled.api.introspection_pb2 import Introspection
     from cradled.daemon.identity import pid_namespace, server_uuid
@@ -337,6 +356,8 @@ REGISTRATIONS: tuple[Registration, ...] = (
         init=_transfers,
         config=sections.Transfer,
     ),
+    Registration(t.POLICY, "file", init=_policy_file, config=sections.PolicyFile),
+    Registration(t.POLICY, "python", init=_policy_python, config=sections.PolicyPython),
     Registration(t.SERVER, "metrics", init=_skip),
     Registration(t.SERVER, "grpc-tcp", (t.GRPC,), init=_skip),
     Registration(t.SERVER, "debug", init=_skip),

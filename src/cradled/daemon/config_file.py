@@ -22,14 +22,15 @@ def read(path: str, *, must_exist: bool) -> list[dict[str, Any]]:
         if current in seen:
             continue
         seen.add(current)
-        table = _parse(current)
+        table = parse(current)
         tables.append(table)
         for pattern in table.get("imports", []):
             pending += _expand(str(pattern), os.path.dirname(current))
     return tables
 
 
-def _parse(path: str) -> dict[str, Any]:
+def parse(path: str) -> dict[str, Any]:
+    """The tables of one file. Raises ConfigError."""
     import tomllib  # only a daemon that has a file pays for it
 
     try:

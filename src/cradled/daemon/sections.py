@@ -75,6 +75,18 @@ class Transfer(NamedTuple):
     max_concurrent_unpacks: int = 0
 
 
+class PolicyFile(NamedTuple):
+    """``path``: the file with the rules; empty: none."""
+
+    path: str = ""
+
+
+class PolicyPython(NamedTuple):
+    """``entry_point``: a name in the group ``cradled.policies``; empty: none."""
+
+    entry_point: str = ""
+
+
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 

@@ -87,7 +87,7 @@ async def _serve(
 
             stack.enter_context(Watchdog(asyncio.get_running_loop()))
         app = await stack.enter_async_context(App(config, address))
-        grpc, ttrpc = GrpcServer(app.router), TtrpcServer(app.ttrpc_router)
+        grpc, ttrpc = GrpcServer(app.router, app.guard), TtrpcServer(app.ttrpc_router, app.guard)
         await grpc.serve(sockets[0])
         stack.push_async_callback(grpc.stop, STOP_GRACE)
         await ttrpc.serve(sockets[1])

@@ -17,7 +17,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cradled import errors
 from cradled.http2.streams import DataReceived, Event, HeadersReceived, Stream, StreamReset
@@ -29,15 +29,19 @@ from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader, RequestHea
 from cradled.rpc.service import Encoded, Endpoint, Message, Router, encode
 from cradled.rpc.status import Code, to_status
 
+if TYPE_CHECKING:
+    from cradled.rpc.guard import Guard, Routes
+
 _BACKLOG = 4096
 _LAST_WORDS = 1.0  # seconds for a client to read what we said before we hung up
 
 
 class GrpcServer:
-    """Serves the services of a router on any number of sockets."""
+    """Serves the services of a router on any number of sockets; a ``guard`` is asked first."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, guard: Guard | None = None) -> None:
         self.router = router
+        self.guard = guard
         self.stopping = False
         self.starter: Starter | None = None
         self._servers: list[asyncio.AbstractServer] = []
@@ -129,7 +133,7 @@ class _ServerConnection(GrpcConnection):
         self._server = server
         self._connections = connections
         self._starter = server.starter
-        self._router = server.router
+        self._router: Router | Routes = server.router
         self._peer: Peer | None = None
         self._running: set[_Exchange] = set()  # those that have become tasks
         self._shutting = False
@@ -139,7 +143,10 @@ class _ServerConnection(GrpcConnection):
         self.idle.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._peer = Peer.of(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        self._peer = Peer.of(sock)
+        if self._server.guard is not None:
+            self._router = self._server.guard.routes(self._server.router, sock)
         self._connections.add(self)
         super().connection_made(transport)
 

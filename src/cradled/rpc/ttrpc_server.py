@@ -7,6 +7,8 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 from cradled import errors
 from cradled.rpc.call import Call, Peer, split_metadata
@@ -15,6 +17,9 @@ from cradled.rpc.status import to_status
 from cradled.ttrpc import aio
 from cradled.ttrpc.connection import LocalError
 
+if TYPE_CHECKING:
+    from cradled.rpc.guard import Guard, Routes
+
 log = logging.getLogger(__name__)
 
 
@@ -22,11 +27,12 @@ class TtrpcServer:
     """The services of ``router``, on any number of listening sockets.
 
     A peer whose uid or gid is not ours is disconnected: the socket's mode alone would not keep
-    a process out that got hold of a descriptor.
+    a process out that got hold of a descriptor. A ``guard`` is asked before each call.
     """
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, guard: Guard | None = None) -> None:
         self._router = router
+        self._guard = guard
         self._listeners: list[asyncio.Server] = []
         self._connections: set[aio.ServerConnection] = set()
 
@@ -46,24 +52,30 @@ class TtrpcServer:
         await asyncio.gather(*(connection.aclose() for connection in list(self._connections)))
 
     def _accept(self) -> aio.ServerConnection:
-        connection = _Connection(self._router, self._connections)
+        connection = _Connection(self._router, self._guard, self._connections)
         self._connections.add(connection)
         return connection
 
 
 class _Connection(aio.ServerConnection):
-    def __init__(self, router: Router, connections: set[aio.ServerConnection]) -> None:
+    def __init__(
+        self, router: Router, guard: Guard | None, connections: set[aio.ServerConnection]
+    ) -> None:
         super().__init__(self._serve)
-        self._router = router
+        self._router: Router | Routes = router
+        self._routes = None if guard is None else partial(guard.routes, router)
         self._peer: Peer | None = None
         self.on_close(lambda: connections.discard(self))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._peer = Peer.of(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        self._peer = Peer.of(sock)
         if self._peer is None or self._peer[1:] != (os.getuid(), os.getgid()):
             log.warning("ttrpc: refused %s", self._peer)
             transport.abort()  # type: ignore[attr-defined]
+        elif self._routes is not None:
+            self._router = self._routes(sock)
 
     async def _serve(self, call: aio.ServerCall) -> None:
         try:
