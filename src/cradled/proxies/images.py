@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cradled.api import images_pb2 as pb
 from cradled.api.wellknown_pb2 import FieldMask
 from cradled.convert import images as convert
-from cradled.convert.values import descriptor_to_proto
+from cradled.convert.values import descriptor_to_proto, timestamp_or_none
 from cradled.core.images import Image
 from cradled.core.scope import Scope
 from cradled.core.values import Descriptor
@@ -27,8 +27,11 @@ class ProxyImages:
         response = await self._stub.list(pb.ListImagesRequest(filters=filters))
         return [convert.from_proto(image) for image in response.images]
 
-    async def create(self, image: Image, /) -> Image:
-        request = pb.CreateImageRequest(image=convert.to_proto(image))
+    async def create(self, image: Image, /, source_date_epoch: int = 0) -> Image:
+        """``source_date_epoch`` (ns) dates the record unless it is 0."""
+        request = pb.CreateImageRequest(
+            image=convert.to_proto(image), source_date_epoch=timestamp_or_none(source_date_epoch)
+        )
         return convert.from_proto((await self._stub.create(request)).image)
 
     async def update(self, image: Image, fieldpaths: Sequence[str] = (), /) -> Image:
