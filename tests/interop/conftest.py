@@ -43,3 +43,19 @@ def daemon(module_daemon: Daemon) -> Iterator[Daemon]:
     """The module's daemon with the image; the test's containers are removed after it."""
     yield module_daemon
     module_daemon.remove_containers()
+
+
+@pytest.fixture
+def own_daemon(tmp_path: Path, image_tar: Path) -> Iterator[Daemon]:
+    """A daemon for one test, which may kill it; with the image."""
+    directory = tmp_path / "d"
+    directory.mkdir()
+    daemon = Daemon(directory)
+    daemon.start()
+    daemon.ctr("images", "import", str(image_tar))
+    try:
+        yield daemon
+        daemon.remove_containers()
+    finally:
+        daemon.destroy()
+        shutil.rmtree(directory)

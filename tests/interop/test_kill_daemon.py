@@ -5,33 +5,15 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import pytest
 from harness.daemon import Daemon, rows, wait_until
 
 IMAGE = "docker.io/library/busybox:test"
 RUNNING, EXITING = 20, 5
-
-
-@pytest.fixture
-def own_daemon(tmp_path: Path, image_tar: Path) -> Iterator[Daemon]:
-    directory = tmp_path / "d"
-    directory.mkdir()
-    daemon = Daemon(directory)
-    daemon.start()
-    daemon.ctr("images", "import", str(image_tar))
-    try:
-        yield daemon
-        daemon.remove_containers()
-    finally:
-        daemon.destroy()
-        shutil.rmtree(directory)
 
 
 def tasks(daemon: Daemon) -> dict[str, tuple[int, str]]:
