@@ -135,6 +135,27 @@ class Call(Generic[T]):
             self._waiter.set_result(None)
 
 
+class Milestone:
+    """What a call reaches before its end. Made on the loop; one task may wait for it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+
+    def reach(self) -> None:
+        """In a thread: let the waiting task go on."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._reached)
+
+    async def passed(self) -> None:
+        """Return once it is reached."""
+        await self._future
+
+    def _reached(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+
 class _Pool:
     def __init__(self, name: str, size: int) -> None:
         self.name = name

@@ -28,6 +28,8 @@ _READ_SIZE = 1 << 20
 _WRITEBACK = 8 << 20
 _MODE = 0o444
 
+Chunk = bytes | memoryview
+
 
 class Ingest:
     """The bytes of an ingest on their way to disk; every method may be called in any thread.
@@ -52,10 +54,31 @@ class Ingest:
             self._open()
             return self._hash_file(algorithm)
 
-    def append(self, chunks: Sequence[bytes]) -> None:
+    def append(self, chunks: Sequence[Chunk]) -> None:
         """Write chunks at the end."""
         with self._lock:
             self._append(chunks)
+
+    @property
+    def dirty(self) -> bool:
+        """So much was written that ``write_back`` is worth a call."""
+        return self._written - self._flushed >= _WRITEBACK
+
+    def write_back(self) -> None:
+        """Have the disk begin with what was written: less for ``publish`` to wait for.
+
+        It waits while the disk has enough to do; others may write meanwhile.
+        """
+        with self._lock:
+            if self._fd < 0:
+                return
+            start, self._flushed = self._flushed, self._written
+            length = self._flushed - start
+            fd = os.dup(self._fd)
+        try:
+            libc.start_writeback(fd, start, length)
+        finally:
+            os.close(fd)
 
     def truncate(self) -> None:
         """Forget the data."""
@@ -64,13 +87,13 @@ class Ingest:
                 os.ftruncate(self._fd, 0)
                 self._written = self._flushed = 0
 
-    def rehash(self, chunks: Sequence[bytes], algorithm: str) -> hashlib._Hash:
+    def rehash(self, chunks: Sequence[Chunk], algorithm: str) -> hashlib._Hash:
         """Write chunks at the end; returns the hash of all bytes."""
         with self._lock:
             self._append(chunks)
             return self._hash_file(algorithm)
 
-    def publish(self, chunks: Sequence[bytes], target: str) -> bool:
+    def publish(self, chunks: Sequence[Chunk], target: str) -> bool:
         """Make the data, with ``chunks`` added, the blob ``target``; False when that exists.
 
         The data is durable when this returns, its name is not. The ingest is gone either way.
@@ -87,7 +110,7 @@ class Ingest:
             self.gone = True
             return new
 
-    def keep(self, chunks: Sequence[bytes], updated_at: int) -> None:
+    def keep(self, chunks: Sequence[Chunk], updated_at: int) -> None:
         """Leave everything for another writer to go on with."""
         with self._lock:
             self._append(chunks)
@@ -104,16 +127,13 @@ class Ingest:
         with self._lock:
             self._close()
 
-    def _append(self, chunks: Sequence[bytes]) -> None:
+    def _append(self, chunks: Sequence[Chunk]) -> None:
         self._check()
         if self._fd < 0:
             self._make()
         self._written += _write(self._fd, chunks)
-        if self._written - self._flushed >= _WRITEBACK:
-            libc.start_writeback(self._fd, self._flushed, self._written - self._flushed)
-            self._flushed = self._written
 
-    def _rename(self, chunks: Sequence[bytes], target: str) -> bool:
+    def _rename(self, chunks: Sequence[Chunk], target: str) -> bool:
         self._append(chunks)
         os.fchmod(self._fd, _MODE)
         os.utime(self._fd)
@@ -224,7 +244,7 @@ def _read(path: str) -> str:
         return file.read()
 
 
-def _write(fd: int, chunks: Sequence[bytes]) -> int:
+def _write(fd: int, chunks: Sequence[Chunk]) -> int:
     size = sum(map(len, chunks))
     if len(chunks) > 1 and len(chunks) <= 1024:  # IOV_MAX
         written = os.writev(fd, chunks)
@@ -245,7 +265,7 @@ def _open_unnamed(directory: str) -> int | None:
         raise
 
 
-def _link(fd: int, chunks: Sequence[bytes], target: str) -> bool:
+def _link(fd: int, chunks: Sequence[Chunk], target: str) -> bool:
     _write(fd, chunks)
     os.fchmod(fd, _MODE)
     os.fsync(fd)

@@ -21,7 +21,7 @@ from cradled import digest as digests
 from cradled import filters as filter_language
 from cradled.aio import threads
 from cradled.content import ingest as ingests
-from cradled.content.ingest import Ingest
+from cradled.content.ingest import Chunk, Ingest
 from cradled.content.writer import LocalWriter
 from cradled.core.content import ContentInfo, IngestStatus
 from cradled.errors import (
@@ -154,7 +154,7 @@ class LocalContentStore:
             raise NotFound(f"reference {ref}")
         self._kept.discard(path)
 
-    async def publish(self, ingest: Ingest, chunks: Sequence[bytes], digest: str) -> bool:
+    async def publish(self, ingest: Ingest, chunks: Sequence[Chunk], digest: str) -> bool:
         """For writers: make an ingest a durable blob; False when it exists (durably) already."""
         self._unsynced.add(digest)
         self._hashes.add(hash(digest))
@@ -172,7 +172,7 @@ class LocalContentStore:
         else:
             self._kept.add(ingest.path)
 
-    def _publish(self, ingest: Ingest, chunks: Sequence[bytes], digest: str) -> bool:
+    def _publish(self, ingest: Ingest, chunks: Sequence[Chunk], digest: str) -> bool:
         directory = self._directory(digests.split(digest)[0])
         new = ingest.publish(chunks, self._blob(digest))
         directory.sync()

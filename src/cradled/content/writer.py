@@ -1,8 +1,9 @@
 """Async. The writer of an ingest in the local store.
 
-Small chunks are hashed where they arrive and gathered; big ones are hashed in a thread. What was
-gathered is written by another thread while the next chunks come in (one write at a time, at most
-``_MOST`` bytes waiting), so hashing, writing and receiving overlap.
+Small chunks are hashed where they arrive, and gathered until they are worth a write in a thread.
+A thread hashes a big one, which is when ``write`` returns, and goes on to write it. Another has
+the disk begin with what was written. So receiving, hashing, writing and the disk overlap, while
+at most ``_MOST`` bytes wait.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cradled import digest
 from cradled.aio import threads
-from cradled.content.ingest import Ingest
+from cradled.content.ingest import Chunk, Ingest
 from cradled.core.content import IngestStatus
 from cradled.core.values import Labels
 from cradled.errors import AlreadyExists, FailedPrecondition, NotFound
@@ -40,9 +41,10 @@ class LocalWriter:
         self._offset = status.offset
         self._expected = status.expected
         self._updated_at = status.updated_at
-        self._chunks: list[bytes] = []
+        self._chunks: list[Chunk] = []
         self._gathered = 0
         self._writing: threads.Call[None] | None = None
+        self._flushing: threads.Call[None] | None = None
         self._broken = False
         self._closed = False
 
@@ -62,7 +64,7 @@ class LocalWriter:
 
     async def write(self, data: bytes | bytearray | memoryview, /) -> None:
         self._check_usable()
-        chunk = bytes(data)
+        chunk = _kept(data)
         self._chunks.append(chunk)
         self._gathered += len(chunk)
         self._offset += len(chunk)
@@ -73,9 +75,12 @@ class LocalWriter:
                 self._hash.update(chunk)
                 await self._flush()
             else:
-                hashing = threads.begin("bulk", self._hash.update, chunk)
-                await self._flush()
-                await hashing.result()
+                await self._written()
+                hashed = threads.Milestone()
+                self._writing = threads.begin(
+                    "bulk", self._take_in, chunk, self._take_gathered(), hashed
+                )
+                await hashed.passed()
 
     async def truncate(self) -> None:
         self._check_usable()
@@ -137,14 +142,35 @@ class LocalWriter:
         if self._writing is not None and (self._writing.finished or self._gathered >= _MOST):
             await self._written()
         if self._writing is None:
-            chunks, self._chunks, self._gathered = self._chunks, [], 0
-            self._writing = threads.begin("fs", self.ingest.append, chunks)
+            self._writing = threads.begin("fs", self.ingest.append, self._take_gathered())
+
+    def _take_gathered(self) -> list[Chunk]:
+        chunks, self._chunks, self._gathered = self._chunks, [], 0
+        return chunks
+
+    def _take_in(self, chunk: Chunk, chunks: list[Chunk], hashed: threads.Milestone) -> None:
+        """In a thread: hash the last of some chunks, then write them all."""
+        try:
+            self._hash.update(chunk)
+        finally:
+            hashed.reach()
+        self.ingest.append(chunks)
 
     async def _written(self) -> None:
         """Wait for the write under way; raises what it raised."""
         writing, self._writing = self._writing, None
         if writing is not None:
             await writing.result()
+        if self.ingest.dirty:
+            await self._write_back()
+
+    async def _write_back(self) -> None:
+        """Have the disk begin, unless it still is at what it was given before."""
+        flushing = self._flushing
+        if flushing is None or flushing.finished:
+            self._flushing = threads.begin("fs", self.ingest.write_back)
+            if flushing is not None:
+                await flushing.result()
 
     async def _check_digest(self, expected: str) -> None:
         if not expected:
@@ -158,3 +184,10 @@ class LocalWriter:
         actual = self.digest()
         if actual != expected:
             raise FailedPrecondition(f"unexpected commit digest {actual}, expected {expected}")
+
+
+def _kept(data: bytes | bytearray | memoryview) -> Chunk:
+    """The data, copied if its owner may change it."""
+    if type(data) is bytes or (isinstance(data, memoryview) and data.readonly):
+        return data
+    return bytes(data)

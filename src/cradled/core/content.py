@@ -66,7 +66,7 @@ class Writer(Protocol):
         ...
 
     async def write(self, data: bytes | bytearray | memoryview, /) -> None:
-        """Append. The buffer may be reused once this returns."""
+        """Append. The buffer may be reused once this returns, unless it is a read-only view."""
         ...
 
     async def truncate(self) -> None:

@@ -319,7 +319,7 @@ def _served(id: str, table: str, service: str, *needs: tuple[str, str]) -> Regis
 
 def _named(package: str, name: str) -> Any:
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(f"{package}.{module}"), attribute)
+    return getattr(importlib.import_module(f".{module}", package), attribute)
 
 
 def _service(name: str) -> Registration:
@@ -372,7 +372,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _service("tasks"),
     _service("diff"),
     _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
-    _served("content", "content_pb2:Content", "content:ContentService", _DB),
+    _served("content", ".convert.blobs:SERVED", "content:ContentService", _DB),
     _served("diff", "diff_pb2:Diff", "diff:DiffService", _DB, _WALKING),
     _served("events", "events_service_pb2:Events", "events:EventsService", _EXCHANGE),
     _served("healthcheck", "health_pb2:Health", "health:HealthService"),

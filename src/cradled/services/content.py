@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from cradled.api import content_pb2 as pb
 from cradled.api.wellknown_pb2 import Empty
+from cradled.convert import blobs
 from cradled.convert import content as convert
 from cradled.convert.encoded import varint
 from cradled.convert.values import timestamp_or_never
@@ -99,22 +100,24 @@ class ContentService:
         return Empty()
 
     async def write(
-        self, call: Call, requests: AsyncIterator[pb.WriteContentRequest]
+        self, call: Call, requests: AsyncIterator[pb.WriteContentRequest | blobs.Carrier]
     ) -> AsyncIterator[pb.WriteContentResponse]:
         store = self._store(call)
-        first = await anext(requests, None)
-        if first is None:
+        received = await anext(requests, None)
+        if received is None:
             return
+        first, data = blobs.data_of(received)
         if not first.ref:
             raise InvalidArgument("first message must have a reference", verbatim=True)
         writer = await store.writer(first.ref, total=first.total, expected=first.expected)
         session = _WriteSession(store, writer, first)
         try:
-            yield await session.handle(first)
+            yield await session.handle(first, data)
             if first.action == pb.COMMIT:
                 return
-            async for request in requests:
-                yield await session.handle(request)
+            async for received in requests:
+                request, data = blobs.data_of(received)
+                yield await session.handle(request, data)
                 if request.action == pb.COMMIT:
                     return
         finally:
@@ -136,7 +139,9 @@ class _WriteSession:
         self._expected = first.expected
         self._reply = pb.WriteContentResponse()
 
-    async def handle(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
+    async def handle(
+        self, request: pb.WriteContentRequest, data: blobs.Buffer
+    ) -> pb.WriteContentResponse:
         if request.total > 0:
             self._total = request.total
         if request.expected:
@@ -149,7 +154,7 @@ class _WriteSession:
         if request.action == pb.STAT:
             self._stat()
         elif request.action in (pb.WRITE, pb.COMMIT):
-            await self._append(request)
+            await self._append(request.offset, data)
             if request.action == pb.COMMIT:
                 await self._writer.commit(self._total, self._expected, dict(request.labels))
         reply.digest = self._writer.digest()
@@ -174,16 +179,16 @@ class _WriteSession:
         self._reply.updated_at.CopyFrom(timestamp_or_never(status.updated_at))
         self._reply.total = status.total
 
-    async def _append(self, request: pb.WriteContentRequest) -> None:
+    async def _append(self, offset: int, data: blobs.Buffer) -> None:
         """Offset 0 with data present means: start again."""
-        reply, offset = self._reply, request.offset
+        reply = self._reply
         if offset > 0 and offset != reply.offset:
             text = f"write @{offset} must occur at current offset {reply.offset}"
             raise OutOfRange(text, verbatim=True)
         if offset == 0 and reply.offset > 0:
             await self._writer.truncate()
             reply.offset = 0
-        if data := request.data:  # asked for once: every time makes a copy
+        if data:
             await self._writer.write(data)
             reply.offset += len(data)
 

@@ -85,6 +85,19 @@ class ContentSuite:
         await writer.commit(len(BIG), "", {})
         assert await get(store, digest.of(BIG)) == BIG
 
+    @pytest.mark.parametrize("size", [9, 100 << 10, 1 << 20])
+    async def test_only_read_only_views_are_kept(self, store: ContentStore, size: int) -> None:
+        stays = bytearray(b"s" * size)
+        changes = bytearray(b"c" * size)
+        writer = await store.writer("views")
+        await writer.write(memoryview(stays).toreadonly())
+        await writer.write(memoryview(changes))
+        changes[:] = bytes(size)
+        await writer.write(memoryview(b"<e>")[1:2])
+        wanted = digest.of(b"s" * size + b"c" * size + b"e")
+        await writer.commit(2 * size + 1, wanted, {})
+        assert digest.of(await get(store, wanted)) == wanted
+
     async def test_an_ingest_is_resumed(self, store: ContentStore) -> None:
         writer = await store.writer("r", total=len(BIG), expected=digest.of(BIG))
         await writer.write(BIG[:5])

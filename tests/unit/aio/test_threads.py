@@ -102,3 +102,19 @@ async def test_a_pool_works_again_after_close() -> None:
 def test_a_pool_serves_one_loop_after_the_other() -> None:
     for number in range(3):
         assert asyncio.run(threads.run("fs", int, str(number))) == number
+
+
+async def test_a_milestone_is_passed_before_the_end() -> None:
+    gate = threading.Event()
+    passed = threads.Milestone()
+
+    def work() -> str:
+        passed.reach()
+        gate.wait()
+        return "done"
+
+    call = threads.begin("fs", work)
+    await passed.passed()
+    assert not call.finished
+    gate.set()
+    assert await call.result() == "done"
