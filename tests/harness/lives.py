@@ -298,7 +298,12 @@ class People:
         assert os.path.exists(f"/proc/{life.pid}") == (life.status == "RUNNING"), life
 
     async def terminate(self, life: Life) -> None:
-        """Send SIGTERM until it has exited: the first may come before the trap is set."""
+        """Send SIGTERM until it has exited: the first may come before the trap is set.
+
+        None comes before the shell is there: the runtime's init would end by it, with 2.
+        """
+        while Path(f"/proc/{life.pid}/comm").read_text() != "sh\n":
+            await asyncio.sleep(POLL)
         while True:
             state = await self.killer.surely(lambda: self.hands.state(life.name))
             assert state is not None, f"{life} is gone"
