@@ -21,6 +21,7 @@ from cradled.daemon.config import Config
 from cradled.plugin import graph
 from cradled.plugin import types as t
 from cradled.plugin.types import Plugin
+from cradled.rpc.observe import Observer
 from cradled.rpc.service import Router
 from cradled.rpc.ttrpc_server import TtrpcServer
 
@@ -46,8 +47,9 @@ REQUIRED = (
 class App:
     """Enter it to run; the caller owns root and state (``listeners.hold``) all the while.
 
-    ``router`` has the gRPC services, ``ttrpc_router`` those for shims. ``guard`` is what public
-    listeners must ask before each call, where a policy is configured.
+    ``router`` has the gRPC services, whose calls ``observer`` counts, ``ttrpc_router`` those for
+    shims. ``guard`` is what public listeners must ask before each call, where a policy is
+    configured.
     """
 
     def __init__(self, config: Config, grpc_address: str = "") -> None:
@@ -58,8 +60,9 @@ class App:
             "ttrpc_address": f"{config.state}/events.sock",
             "debug": "true" if config.debug.level in ("trace", "debug") else "false",
         }
-        self.router = Router()
-        self.ttrpc_router = Router()
+        self.observer = Observer()
+        self.router = Router(self.observer.wrap)
+        self.ttrpc_router = Router(Observer().wrap)
         self.guard: Guard | None = None
         self.plugins: Mapping[tuple[str, str], Plugin] = {}
         self._policies: Sequence[Policy] = ()

@@ -23,6 +23,7 @@ from cradled.api.pool import Method, Service
 from cradled.rpc.call import Call
 
 Message = Any  # a protobuf message of cradled.api
+Handler = Callable[[Call, Any], Any]
 Buffer = bytes | bytearray | memoryview
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -47,16 +48,18 @@ class Endpoint(NamedTuple):
     """A method and the bound handler that serves it."""
 
     method: Method
-    handler: Callable[[Call, Any], Any]
+    handler: Handler
 
 
 class Router:
     """The services of one server.
 
-    May be given services at any time; they are looked up call by call.
+    May be given services at any time; they are looked up call by call. ``wrap`` makes of a
+    method's handler the one that is served.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wrap: Callable[[Method, Handler], Handler] | None = None) -> None:
+        self._wrap = wrap
         self._endpoints: dict[str, Endpoint] = {}
         self._services: dict[str, Service] = {}
 
@@ -67,8 +70,11 @@ class Router:
         self._services[service.name] = service
         for method in service.methods.values():
             handler = getattr(implementation, snake_case(method.name), None)
-            if handler is not None:
-                self._endpoints[method.path] = Endpoint(method, handler)
+            if handler is None:
+                continue
+            if self._wrap is not None:
+                handler = self._wrap(method, handler)
+            self._endpoints[method.path] = Endpoint(method, handler)
 
     def find(self, path: str) -> Endpoint | None:
         """What answers ``/package.Service/Method``; None when nothing does."""

@@ -74,21 +74,33 @@ _ERRNO = {
 }
 
 
+def code_of(exc: BaseException) -> Code:
+    """The code that a peer gets for an exception."""
+    if isinstance(exc, errors.Error):
+        return next((_CODES[cls] for cls in type(exc).__mro__ if cls in _CODES), Code.UNKNOWN)
+    if isinstance(exc, asyncio.CancelledError | GeneratorExit):
+        return Code.CANCELLED
+    if isinstance(exc, OSError) and (exc.errno or not isinstance(exc, TimeoutError)):
+        return _ERRNO.get(exc.errno or 0, Code.UNKNOWN)
+    if isinstance(exc, TimeoutError):
+        return Code.DEADLINE_EXCEEDED
+    return Code.UNKNOWN
+
+
 def to_status(exc: BaseException) -> tuple[Code, str]:
     """The code and text that a peer gets for an exception."""
+    code = code_of(exc)
     if isinstance(exc, errors.Error):
-        for cls in type(exc).__mro__:
-            if cls in _CODES:
-                return _CODES[cls], str(exc)
-        return Code.UNKNOWN, str(exc)
-    if isinstance(exc, asyncio.CancelledError):
-        return Code.CANCELLED, errors.Cancelled.text
-    if isinstance(exc, OSError) and (exc.errno or not isinstance(exc, TimeoutError)):
-        return _os_error(exc)
-    if isinstance(exc, TimeoutError):
-        return Code.DEADLINE_EXCEEDED, errors.DeadlineExceeded.text
-    log.error("unexpected %s", type(exc).__name__, exc_info=exc)
-    return Code.UNKNOWN, str(exc) or type(exc).__name__
+        return code, str(exc)
+    if code == Code.CANCELLED:
+        return code, errors.Cancelled.text
+    if code == Code.DEADLINE_EXCEEDED:
+        return code, errors.DeadlineExceeded.text
+    if code == Code.UNKNOWN:
+        log.error("unexpected %s", type(exc).__name__, exc_info=exc)
+    if isinstance(exc, OSError):
+        return code, _os_error(exc)
+    return code, str(exc) or type(exc).__name__
 
 
 def from_status(code: int, text: str) -> errors.Error:
@@ -108,11 +120,8 @@ def _what(text: str, class_text: str) -> str:
     return text.removesuffix(": " + class_text) if class_text else text
 
 
-def _os_error(exc: OSError) -> tuple[Code, str]:
-    code = _ERRNO.get(exc.errno or 0)
-    if code is None:
-        log.error("unexpected %s", type(exc).__name__, exc_info=exc)
+def _os_error(exc: OSError) -> str:
     reason = exc.strerror or str(exc)
     reason = reason[:1].lower() + reason[1:]
     where = f"{exc.filename}: " if exc.filename else ""
-    return code or Code.UNKNOWN, where + reason
+    return where + reason
