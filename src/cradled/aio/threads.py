@@ -16,6 +16,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
+from cradled import spans
+from cradled.aio import lag
+from cradled.measures import Histogram
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -25,11 +29,21 @@ _pools: dict[str, _Pool] = {}
 
 
 class Operation(NamedTuple):
-    """A call that a thread is in: its pool, the function's name, its age in seconds."""
+    """A call that a thread is in: its pool, the function's name, its age in seconds, and the span
+    that it is done for (empty for none)."""
 
     pool: str
     name: str
     age: float
+    cause: str
+
+
+class Load(NamedTuple):
+    """A pool's threads, the calls that run or wait for one, and how many seconds calls waited."""
+
+    threads: int
+    calls: int
+    waits: Histogram
 
 
 async def run(pool: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -52,7 +66,12 @@ def operations() -> list[Operation]:
     """What runs now, in all pools."""
     now = time.monotonic()
     running = [(pool.name, call) for pool in _pools.values() for call in list(pool.running)]
-    return [Operation(pool, call.name, now - call.started) for pool, call in running]
+    return [Operation(pool, call.name, now - call.started, call.cause) for pool, call in running]
+
+
+def loads() -> dict[str, Load]:
+    """The pools by name; one that had nothing to do yet is not there."""
+    return {name: pool.measured() for name, pool in list(_pools.items())}
 
 
 def close() -> None:
@@ -72,11 +91,15 @@ class Call(Generic[T]):
     """A function on its way through a pool."""
 
     __slots__ = (
+        "_ended",
         "_error",
         "_function",
         "_loop",
+        "_submitted",
         "_value",
         "_waiter",
+        "_waits",
+        "cause",
         "claim",
         "finished",
         "started",
@@ -86,6 +109,8 @@ class Call(Generic[T]):
         self.claim = threading.Lock()  # held by the one who may decide the call's fate
         self.finished = False
         self.started = 0.0
+        span = spans.current()
+        self.cause = "" if span is None else span.name
         self._function = function
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
@@ -114,6 +139,11 @@ class Call(Generic[T]):
             raise self._error
         return self._value  # type: ignore[return-value]
 
+    def submitted(self, waits: Histogram) -> None:
+        """It waits for a thread from now on; how long is told to ``waits``."""
+        self._submitted = time.monotonic()
+        self._waits = waits
+
     def __call__(self) -> None:
         """In a thread of the pool."""
         if not self.claim.acquire(blocking=False):
@@ -126,10 +156,14 @@ class Call(Generic[T]):
 
     def wake(self) -> None:
         """In a thread of the pool, after the call."""
+        self._ended = time.monotonic()
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._finish)
 
     def _finish(self) -> None:
+        lag.since(self._ended)
+        if self.started:
+            self._waits.observe(self.started - self._submitted)
         self.finished = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -165,8 +199,13 @@ class _Pool:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._load = 0
+        self._waits = Histogram()
+
+    def measured(self) -> Load:
+        return Load(len(self._threads), self._load, self._waits)
 
     def submit(self, call: Call[Any]) -> None:
+        call.submitted(self._waits)
         with self._lock:
             self._load += 1
             if self._load > len(self._threads) < self.size:

@@ -42,9 +42,9 @@ class Janitor:
         self._snapshots: dict[str, set[str]] = {name: set() for name in snapshotters}
         self._pinned: set[str] = set()
         self._unknown = {"content", *(f"snapshots/{name}" for name in snapshotters)}
-        self._blob_locks: KeyedLock[str] = KeyedLock()
+        self._blob_locks: KeyedLock[str] = KeyedLock("content")
         self._called = asyncio.Event()
-        self._turns: KeyedLock[str] = KeyedLock()
+        self._turns: KeyedLock[str] = KeyedLock("clean-up")
 
     def blob(self, digest: str) -> None:
         """A namespace lost its entry for this blob."""

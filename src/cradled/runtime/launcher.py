@@ -141,7 +141,7 @@ class BinaryLauncher:
         self.path = path
         self._daemon = daemon
         self._legacy = False
-        self._groups: KeyedLock[tuple[str, str]] = KeyedLock()
+        self._groups: KeyedLock[tuple[str, str]] = KeyedLock("shim start")
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:
         return options
@@ -200,7 +200,7 @@ class ZygoteLauncher:
         self._zygote = zygote
         self._runc_root = runc_root
         self._default_binary = default_binary
-        self._groups: KeyedLock[str] = KeyedLock()
+        self._groups: KeyedLock[str] = KeyedLock("shim fork")
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:
         """Fill in the default runtime and where it keeps its state: the shim writes them down.

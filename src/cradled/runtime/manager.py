@@ -78,7 +78,7 @@ class TaskManager:
         self._containers = containers
         self._events = events
         self._tasks: dict[Key, Task] = {}
-        self._locks: KeyedLock[Key] = KeyedLock()
+        self._locks: KeyedLock[Key] = KeyedLock("task")
         self._told: set[Told] = set()  # exits that a shim may tell though they have been told
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False

@@ -74,7 +74,7 @@ async def test_steps_run_to_their_end_when_cancelled() -> None:
 
 
 async def test_keys_are_locked_apart_and_forgotten() -> None:
-    locks: KeyedLock[str] = KeyedLock()
+    locks: KeyedLock[str] = KeyedLock("test")
     order: list[str] = []
 
     async def work(key: str, name: str, gate: asyncio.Event) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cradled.aio import threads
+from cradled import spans
+from cradled.aio import lag, threads
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +119,35 @@ async def test_a_milestone_is_passed_before_the_end() -> None:
     assert not call.finished
     gate.set()
     assert await call.result() == "done"
+
+
+async def test_how_long_calls_wait_and_how_late_the_loop_is() -> None:
+    gate = threading.Event()
+    late = lag.LATE.count
+    size = threads.SIZES["mount"]
+    with spans.span("unmounting"):
+        jobs = [asyncio.ensure_future(threads.run("mount", gate.wait)) for _ in range(size + 3)]
+        while len(threads.operations()) < size:
+            await asyncio.sleep(0)
+    load = threads.loads()["mount"]
+    assert load[:2] == (size, size + 3)
+    assert {one.cause for one in threads.operations()} == {"unmounting"}
+    assert load.waits.count == 0
+    gate.set()
+    await asyncio.gather(*jobs)
+    load = threads.loads()["mount"]
+    assert load.calls == 0
+    assert load.waits.count == size + 3
+    assert lag.LATE.count == late + size + 3
+
+
+async def test_a_call_that_was_withdrawn_did_not_wait() -> None:
+    gate = threading.Event()
+    jobs = [asyncio.ensure_future(threads.run("mount", gate.wait)) for _ in range(5)]
+    while len(threads.operations()) < threads.SIZES["mount"]:
+        await asyncio.sleep(0)
+    jobs[-1].cancel()
+    gate.set()
+    await asyncio.gather(*jobs, return_exceptions=True)
+    await threads.run("mount", int)
+    assert threads.loads()["mount"].waits.count == 5
