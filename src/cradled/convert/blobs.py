@@ -43,12 +43,13 @@ def data_of(received: Any) -> tuple[Any, Buffer]:
 def reader(message: Any, field: int) -> Callable[[Buffer | bytearray], Any]:
     """What parses messages of a class whose data is in a field with that number.
 
-    The parser keeps hold of the buffer it is given, if it is large; the caller must not change it.
+    The parser keeps a large bytearray that it is given: the caller must not change it any more.
     """
 
     def read(body: Buffer | bytearray) -> Any:
         if len(body) >= _LARGE:
-            view = memoryview(body).toreadonly()
+            kept = body if type(body) is bytearray else bytes(body)
+            view = memoryview(kept).toreadonly()
             found = _find(view, field)
             if found is not None:
                 head, start, end = found

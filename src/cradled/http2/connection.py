@@ -12,7 +12,8 @@ stream that was reset, or on a closed connection, does nothing: the caller could
 Sending on a stream that the caller itself has ended raises LocalProtocolError.
 
 This is what gRPC needs of HTTP/2, no more: no push, no priorities, no check of header fields.
-DATA is passed on as it arrives, so a frame of any size needs no buffer. The connection's receive
+DATA is passed on as it arrives, so a frame of any size needs no buffer; it is a view of what was
+received, good until ``receive`` is called again. The connection's receive
 window is given back at once, a stream's when its data has been consumed (``release``): a stream
 that nobody reads stops itself and no other.
 """
@@ -95,17 +96,17 @@ class Connection:
 
     # Receiving
 
-    def receive(self, data: bytes) -> list[Event]:
+    def receive(self, data: bytes | memoryview) -> list[Event]:
         """Take bytes from the peer and say what they mean; nothing after ``closed``."""
         events: list[Event] = []
         if self.closed:
             return events
         if self._rest:
-            data = self._rest + data
+            data = b"".join((self._rest, data))
             self._rest = b""
         try:
             if self._awaited:
-                data = self._skip_preface(data)
+                data = self._skip_preface(bytes(data))
             self._parse(data, events)
         except RemoteProtocolError as error:
             self._fail(error.code, str(error))
@@ -114,6 +115,14 @@ class Connection:
         except hpack.HpackError as error:
             self._fail(ErrorCode.COMPRESSION_ERROR, str(error))
         return events
+
+    @property
+    def under_way(self) -> tuple[Stream | None, int]:
+        """Of the DATA frame that is being received: its stream, if there is one, and what is left.
+
+        So many bytes more are data of that stream and nothing else.
+        """
+        return self._data_stream, self._data_left
 
     def release(self, stream: Stream, size: int) -> None:
         """Bytes of a stream have been consumed: the peer may send as many more."""
@@ -223,7 +232,7 @@ class Connection:
         self._awaited = self._awaited[size:]
         return data[size:]
 
-    def _parse(self, data: bytes, events: list[Event]) -> None:
+    def _parse(self, data: bytes | memoryview, events: list[Event]) -> None:
         view = memoryview(data)
         pos, end = 0, len(data)
         unpack = HEAD.unpack_from
@@ -253,11 +262,11 @@ class Connection:
                 break
             handle = _HANDLERS.get(kind)
             if handle is not None:
-                handle(self, flags, stream_id, data[start:pos], events)
+                handle(self, flags, stream_id, bytes(data[start:pos]), events)
         else:
             self.more = pos < end
         if pos < end:
-            self._rest = data[pos:]
+            self._rest = bytes(data[pos:])
 
     def _check_order(self, kind: int, stream_id: int) -> None:
         block = self._block

@@ -161,7 +161,7 @@ class GrpcStream(ClientStream):
             self._timer = self._loop.call_at(self._deadline, self._expire)
         self._connection: _ClientConnection | None = None
         self._stream: Stream | None = None
-        self._reader: MessageReader | None = None
+        self.reader: MessageReader | None = None
         self._messages: deque[Message] = deque()
         self._unreleased = 0
         self._ended = False
@@ -237,9 +237,9 @@ class GrpcStream(ClientStream):
         """Headers or trailers came."""
         if head.http_status[:1] == "1":
             return
-        if self._reader is None and not ended and head.code is None:
+        if self.reader is None and not ended and head.code is None:
             self.initial_metadata = head.metadata
-            self._reader = MessageReader(self._method.response.FromString, head.encoding)
+            self.reader = MessageReader(self._method.response.FromString, head.encoding)
             return
         self.trailing_metadata, self.trailing_binary = head.metadata, head.binary
         if head.code is None:
@@ -252,9 +252,9 @@ class GrpcStream(ClientStream):
     def data_received(self, data: memoryview, ended: bool) -> None:
         """Data came."""
         try:
-            if self._reader is None:
+            if self.reader is None:
                 raise errors.Internal("data before headers")
-            self._messages.extend(self._reader.feed(data))
+            self._messages.extend(self.reader.feed(data))
             self._unreleased += len(data)
         except errors.Error as error:
             self._give_up(error)
@@ -321,6 +321,10 @@ class _ClientConnection(GrpcConnection):
             call.head_received(event.head, event.ended)
         elif type(event) is StreamReset:
             call.broken(_reset_error(event.code))
+
+    def reader(self, stream: Stream) -> MessageReader | None:
+        call: GrpcStream | None = stream.context
+        return None if call is None else call.reader
 
     def handled(self) -> None:
         """Streams may have ended: see to what that makes possible."""

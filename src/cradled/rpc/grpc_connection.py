@@ -1,5 +1,8 @@
 """Async. What both ends of a gRPC connection do with their socket.
 
+Reads go into a buffer that all connections share, and what is in it is used up before the next
+one. While a long frame of a long message comes in, reads go to where the message is put together.
+
 Frames that are made while one read is handled, or in one turn of the loop, go out in one write.
 Data is handed to the socket in chunks while it takes them; the rest waits in the queues of
 ``http2.windows``, where streams take turns, and whoever sends on such a stream waits with it.
@@ -8,6 +11,7 @@ Data is handed to the socket in chunks while it takes them; the rest waits in th
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -17,19 +21,34 @@ from cradled.http2.connection import Connection
 from cradled.http2.hpack import Field
 from cradled.http2.streams import Buffer, Event, Stream
 from cradled.http2.windows import LOW
-from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX
+from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader
 
 _CHUNK = 256 << 10  # bytes handed to the socket at a time
 _JOINED = 16 << 10  # messages up to this size are copied behind their prefix
 _CONTROL_LIMIT = 4 << 20  # bytes a peer may leave unread before we stop reading from it
+_READ = 256 << 10  # bytes read at a time
+_SMALL = 16 << 10  # reads up to this size are copied: for small frames that is less trouble
+_LONG = 64 << 10  # with so much of a frame to come, it is read to where it belongs
 
 
-class GrpcConnection(asyncio.Protocol):
+class _Shared(threading.local):
+    """What the connections of a loop's thread read into."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(_READ))
+
+
+_shared = _Shared()
+
+
+class GrpcConnection(asyncio.BufferedProtocol):
     """One socket and the HTTP/2 connection on it; the roles add what they do with events."""
 
     def __init__(self, server: bool, interpret: Callable[[list[Field]], Any]) -> None:
         self.http2 = Connection(server, interpret)
         self.loop = asyncio.get_running_loop()
+        self._buffer = _shared.buffer
+        self._place: memoryview | None = None  # where the next bytes belong
         self._paused = False
         self._flushing = False
         self._unwritten = 0  # bytes of small messages since the last write
@@ -41,6 +60,10 @@ class GrpcConnection(asyncio.Protocol):
     def handled(self) -> None:
         """All events of a read have been acted on, and what that made has been written."""
 
+    def reader(self, stream: Stream) -> MessageReader | None:
+        """What puts the messages of a stream together, if somebody wants them."""
+        raise NotImplementedError
+
     # The transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -48,7 +71,24 @@ class GrpcConnection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=2 * _CHUNK)
         self.flush()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer if self._place is None else self._place
+
+    def buffer_updated(self, nbytes: int) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self.data_received(place[:nbytes])
+        elif nbytes <= _SMALL:
+            self.data_received(bytes(self._buffer[:nbytes]))
+        else:
+            self.data_received(self._buffer[:nbytes])
+        stream, left = self.http2.under_way
+        if left >= _LONG and stream is not None:
+            reader = self.reader(stream)
+            self._place = None if reader is None else reader.room(left)
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Act on what the peer sent."""
         self._flushing = True  # all that is made now goes out below
         for event in self.http2.receive(data):
             self.handle(event)

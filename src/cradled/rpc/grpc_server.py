@@ -79,7 +79,7 @@ class GrpcServer:
         if self.starter is not None:
             self.starter.close()
 
-    def _connected(self) -> asyncio.Protocol:
+    def _connected(self) -> _ServerConnection:
         return _ServerConnection(self, self._connections)
 
     async def _all(self, event: str, timeout: float | None) -> bool:
@@ -157,6 +157,10 @@ class _ServerConnection(GrpcConnection):
             self._begin(event.stream, event.head, event.ended)
         elif type(event) is StreamReset:
             self._abandon(event.stream.context)
+
+    def reader(self, stream: Stream) -> MessageReader | None:
+        exchange: _Exchange | None = stream.context
+        return None if exchange is None else exchange.reader
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True

@@ -200,7 +200,10 @@ def _percent_encoded(text: str) -> bytes:
 
 
 class MessageReader:
-    """Puts the messages of one direction of a call together, from data in pieces of any size."""
+    """Puts the messages of one direction of a call together, from data in pieces of any size.
+
+    ``parse`` may keep a bytearray that it is given, nothing else.
+    """
 
     __slots__ = ("_body", "_compressed", "_encoding", "_filled", "_head", "_left", "_parse")
 
@@ -217,6 +220,16 @@ class MessageReader:
     def partial(self) -> bool:
         """A message has begun and not ended."""
         return bool(self._head) or self._body is not None
+
+    def room(self, limit: int) -> memoryview | None:
+        """Where up to ``limit`` bytes that come next belong, if they are of a message under way.
+
+        What is received there is fed as a part of this view: it is in its place already.
+        """
+        body = self._body
+        if body is None:
+            return None
+        return memoryview(body)[self._filled : self._filled + min(limit, self._left)]
 
     def feed(self, data: memoryview) -> list[Any]:
         """The messages that are complete now, parsed.
@@ -249,9 +262,13 @@ class MessageReader:
 
     def _fill(self, body: bytearray, piece: memoryview) -> None:
         end = self._filled + len(piece)
-        while len(body) < end:  # larger than what was set aside: grown as it comes
-            body += bytes(min(len(body), self._filled + self._left - len(body)))
-        memoryview(body)[self._filled : end] = piece
+        if piece.obj is not body:
+            if len(body) < end:  # larger than what was set aside: grown as it comes
+                size = max(end, min(2 * len(body), self._filled + self._left))
+                self._body = grown = bytearray(size)
+                grown[: self._filled] = memoryview(body)[: self._filled]
+                body = grown
+            memoryview(body)[self._filled : end] = piece
         self._filled = end
         self._left -= len(piece)
 

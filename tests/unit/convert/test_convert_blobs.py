@@ -44,6 +44,14 @@ def test_large_data_is_shared() -> None:
     assert received.data.readonly
 
 
+def test_a_buffer_that_is_used_again_is_not_kept() -> None:
+    body = pb.WriteContentRequest(data=LARGE).SerializeToString()
+    lent = memoryview(bytearray(body))
+    received = read(lent)
+    lent[:] = bytes(len(body))
+    assert received.data == LARGE
+
+
 def test_data_in_two_fields_is_for_protobuf_to_say() -> None:
     one = pb.WriteContentRequest(data=LARGE).SerializeToString()
     two = pb.WriteContentRequest(data=b"last", ref="r").SerializeToString()

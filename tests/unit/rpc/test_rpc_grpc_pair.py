@@ -313,3 +313,20 @@ async def test_a_handler_that_never_waits_is_stopped_by_the_socket(server, servi
     assert 0 < sent * 1000 < 4 * MIB
     writer.transport.abort()
     await service.cancelled.wait()
+
+
+@pytest.mark.parametrize("frame", [0, 16 << 10])
+async def test_connections_do_not_mix_what_they_receive(server, tmp_path, frame):
+    """They share a buffer to read into; long frames are read past it."""
+
+    async def chat(number: int) -> None:
+        async with await connect(f"{tmp_path}/sock") as channel:
+            if frame:
+                (await channel.connected()).http2.outbox.frame_size = frame
+            async with Stub(channel, ECHO).chat() as stream:
+                for size in (70_000, 3 * MIB + number, 9, MIB - number, 300_000, 16_400):
+                    text = f"{number}:{size} ".ljust(17, "_") * (size // 17)
+                    await stream.send(message(text))
+                    assert (await stream.recv()).version == text
+
+    await asyncio.gather(*map(chat, range(4)))

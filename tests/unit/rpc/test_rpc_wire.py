@@ -130,6 +130,27 @@ def test_a_large_message_in_pieces(size):
     assert seen == [body, b"next"]
 
 
+@pytest.mark.parametrize("size", [100, 5 << 20])
+def test_a_message_is_received_in_its_place(size):
+    body = random.Random(size).randbytes(size)
+    reader = MessageReader(bytes, "identity")
+    assert reader.room(1 << 30) is None
+    head = framed(body)[:50]
+    assert reader.feed(memoryview(head)) == []
+    seen, at = [], 45
+    while at < size:
+        room = reader.room(size - at)
+        take = min(len(room), 300_001)
+        room[:take] = body[at : at + take]
+        seen += reader.feed(room[:take])
+        at += take
+        if at < size:  # some come the other way
+            seen += reader.feed(memoryview(body)[at : at + 10])
+            at += 10
+    assert seen == [body]
+    assert reader.room(1 << 30) is None
+
+
 def test_a_part_of_a_message_is_known_as_such():
     reader = MessageReader(bytes, "identity")
     for piece in (b"\0", b"\0\0\0\2", b"a"):
