@@ -11,22 +11,29 @@ from cradled.errors import InvalidArgument
 CANONICAL = "sha256"
 EMPTY = "sha256:" + hashlib.sha256().hexdigest()
 
-_HEX = {
-    "sha256": re.compile(r"[a-f0-9]{64}", re.ASCII).fullmatch,
-    "sha384": re.compile(r"[a-f0-9]{96}", re.ASCII).fullmatch,
-    "sha512": re.compile(r"[a-f0-9]{128}", re.ASCII).fullmatch,
-}
+_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
+_HEX = re.compile(r"[a-f0-9]+", re.ASCII).fullmatch
+_FORM = re.compile(r"[a-z0-9]+([.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+", re.ASCII).fullmatch
 
 
 def split(digest: str) -> tuple[str, str]:
     """(algorithm, hex) of a digest; raises InvalidArgument when it is not well formed."""
+    if reason := fault(digest):
+        raise InvalidArgument(f'{reason}: "{digest}"')
     algorithm, _, encoded = digest.partition(":")
-    matches = _HEX.get(algorithm)
-    if matches is None:
-        raise InvalidArgument(f'unsupported digest algorithm: "{digest}"')
-    if matches(encoded) is None:
-        raise InvalidArgument(f'invalid checksum digest format: "{digest}"')
     return algorithm, encoded
+
+
+def fault(digest: str) -> str:
+    """Why a digest is not well formed, in the words that clients know; empty when it is."""
+    algorithm, _, encoded = digest.partition(":")
+    if algorithm not in _LENGTHS and _FORM(digest):
+        return "unsupported digest algorithm"
+    if algorithm in _LENGTHS and encoded and len(encoded) != _LENGTHS[algorithm]:
+        return "invalid checksum digest length"
+    if algorithm not in _LENGTHS or _HEX(encoded) is None:
+        return "invalid checksum digest format"
+    return ""
 
 
 def of(data: bytes, algorithm: str = CANONICAL) -> str:

@@ -22,6 +22,7 @@ from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
 import pytest
+from google.protobuf import message_factory
 
 from cradled import errors
 from cradled.api import (
@@ -38,14 +39,15 @@ from cradled.api import (
     snapshots_pb2,
     version_pb2,
 )
-from cradled.api.pool import Service
+from cradled.api.pool import POOL, Service
 from cradled.content.local import open_store
 from cradled.core.events import Envelope
+from cradled.core.values import AnyValue
 from cradled.events.exchange import Exchange
 from cradled.gc.scheduler import Scheduler
 from cradled.metadata.db import Database
 from cradled.rpc.service import Router
-from cradled.rpc.status import Code, to_status
+from cradled.rpc.status import Code, from_status, to_status
 from cradled.rpc.stub import ClientStream, Stub, Transport
 from cradled.services.containers import ContainersService
 from cradled.services.content import ContentService
@@ -171,7 +173,7 @@ class Door:
         namespace: str = NAMESPACE,
         lease: str = "",
         metadata: Sequence[tuple[str, str]] = (),
-    ) -> Any:
+    ) -> DoorStub:
         """A client of one service, with the headers that name a namespace and a lease.
 
         An empty ``namespace`` sends no such header.
@@ -180,16 +182,47 @@ class Door:
         headers = [(key, namespace)] if namespace else []
         if lease:
             headers.append(("containerd-lease", lease))
-        return Stub(self.transport, service, [*headers, *metadata])
+        stub = Stub(self.transport, service, [*headers, *metadata])
+        return DoorStub(stub, exact=self.name == "inprocess")
 
     def events(self) -> list[Envelope]:
         """What was published since the last time this was asked."""
         published, self.world.exchange.published = self.world.exchange.published, []
         return published
 
-    def topics(self) -> list[str]:
-        """As ``events``: only the topics."""
-        return [envelope.topic for envelope in self.events()]
+    def told(self) -> list[tuple[str, str, Any]]:
+        """As ``events``: (namespace, topic, message) of each, the message decoded."""
+        return [(e.namespace, e.topic, _decoded(e.event)) for e in self.events()]
+
+
+def _decoded(event: AnyValue) -> Any:
+    message = message_factory.GetMessageClass(POOL.FindMessageTypeByName(event.type_url))
+    return message.FromString(event.value)
+
+
+class Rpc(NamedTuple):
+    """One rpc of a stub.
+
+    ``exact``: errors arrive as they were raised. A client on a wire cannot tell whether a text
+    ended in the words of its class: those are taken off, and put on again for whoever reads it.
+    """
+
+    function: Any
+    exact: bool
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.function(*args, **options)
+
+
+class DoorStub:
+    """As ``rpc.stub.Stub``."""
+
+    def __init__(self, stub: Stub, exact: bool) -> None:
+        self._stub = stub
+        self._exact = exact
+
+    def __getattr__(self, name: str) -> Rpc:
+        return Rpc(getattr(self._stub, name), self._exact)
 
 
 class Refused(NamedTuple):
@@ -198,12 +231,13 @@ class Refused(NamedTuple):
     code: Code
     text: str | re.Pattern[str]
 
-    def fits(self, answer: object) -> bool:
+    def fits(self, answer: object, exact: bool) -> bool:
         if not isinstance(answer, Refused) or answer.code != self.code:
             return False
-        if isinstance(self.text, str):
-            return answer.text == self.text
-        return self.text.search(str(answer.text)) is not None
+        if isinstance(self.text, re.Pattern):
+            return self.text.search(str(answer.text)) is not None
+        over_wire = str(from_status(self.code, self.text))
+        return answer.text == self.text or (not exact and answer.text == over_wire)
 
 
 class Case(NamedTuple):
@@ -211,18 +245,20 @@ class Case(NamedTuple):
 
     ``request`` is a message; a list of them for rpcs that take a stream. ``answer`` is a message
     (the times ``created_at`` and ``updated_at`` aside), a list of them for rpcs that answer with a
-    stream, a ``Refused``, or a predicate of the answer.
+    stream, a ``Refused``, or a predicate of the answer. ``then`` is for what a test looks at
+    afterwards.
     """
 
     what: str
     request: Any
     answer: Any
+    then: Any = None
 
-    async def ask(self, rpc: Any) -> Any:
+    async def ask(self, rpc: Rpc) -> Any:
         """Ask, and assert the answer; gives it back for a closer look."""
         answer = await answered(rpc, self.request)
         if isinstance(self.answer, Refused):
-            assert self.answer.fits(answer), f"expected {self.answer}, got {answer}"
+            assert self.answer.fits(answer, rpc.exact), f"expected {self.answer}, got {answer}"
         elif callable(self.answer):
             assert self.answer(answer), answer
         else:
@@ -235,7 +271,7 @@ def cases(*rows: Case) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", rows, ids=[row.what for row in rows])
 
 
-async def answered(rpc: Any, request: Any) -> Any:
+async def answered(rpc: Rpc, request: Any) -> Any:
     """The answer to one call: a message, all messages of a stream, or what it was refused with."""
     try:
         if isinstance(request, list):

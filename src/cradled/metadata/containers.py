@@ -172,9 +172,7 @@ def _field_updated(old: Container, new: Container, path: str) -> Container:
         return replace(old, spec=new.spec)
     if path == "snapshotkey":
         return replace(old, snapshot_key=new.snapshot_key)
-    if path == "extensions":
-        return replace(old, extensions=new.extensions)
-    extensions = marks.replaced(old.extensions, new.extensions, path, "extensions.")
+    extensions = marks.extended(old.extensions, new.extensions, path)
     if extensions is not None:
         return replace(old, extensions=extensions)
     labels = marks.masked(old.labels, new.labels, path)

@@ -58,10 +58,8 @@ class Images:
                     "target.digest": target or None,
                     "target.mediatype": media_type or None,
                 }
-                if annotated:
-                    annotations = convert.decode(record).target.annotations
-                    fields |= {f"annotations.{key}": value for key, value in annotations.items()}
-                if not selected.match(marks.adaptor(fields, labels)):
+                annotations = convert.decode(record).target.annotations if annotated else {}
+                if not selected.match(marks.adaptor(fields, labels, annotations)):
                     return None
             found: bytes = record
             return found
@@ -70,13 +68,13 @@ class Images:
         sql = f"SELECT {columns} FROM images WHERE namespace=? ORDER BY name"
         return await self._engine.scan(sql, (self._namespace,), make)
 
-    async def create(self, image: Image, /, source_date_epoch: int = 0) -> Image:
-        """Returns it with its times; ``source_date_epoch`` (ns) is both of them unless 0.
+    async def create(self, image: Image, /, source_date_epoch: int | None = None) -> Image:
+        """Returns it with its times: now, or ``source_date_epoch`` (ns).
 
         Raises AlreadyExists, InvalidArgument.
         """
         made = _validated(image)
-        now = source_date_epoch or time.time_ns()
+        now = time.time_ns() if source_date_epoch is None else source_date_epoch
         made = replace(made, created_at=now, updated_at=now)
         row = _row(self._namespace, made)
         event = topics.image_created(made)
@@ -91,10 +89,17 @@ class Images:
         await self._engine.run(command)
         return made
 
-    async def update(self, image: Image, fieldpaths: Sequence[str] = (), /) -> Image:
+    async def update(
+        self,
+        image: Image,
+        fieldpaths: Sequence[str] = (),
+        /,
+        source_date_epoch: int | None = None,
+    ) -> Image:
         """Change the fields that the paths name; without paths everything but the creation time.
 
-        Raises NotFound, InvalidArgument.
+        It counts as updated now, or at ``source_date_epoch`` (ns). Raises NotFound,
+        InvalidArgument.
         """
         if not image.name:
             raise InvalidArgument("image name is required for update")
@@ -108,7 +113,8 @@ class Images:
                 updated = _field_updated(updated, image, path)
             if not fieldpaths:
                 updated = replace(image, created_at=updated.created_at)
-            updated = replace(_validated(updated), updated_at=time.time_ns())
+            now = time.time_ns() if source_date_epoch is None else source_date_epoch
+            updated = replace(_validated(updated), updated_at=now)
             tx.execute(
                 "UPDATE images SET digest=?, media_type=?, labels=?, gc=?, record=?"
                 " WHERE namespace=? AND name=?",
@@ -178,18 +184,16 @@ def _field_updated(old: Image, new: Image, path: str) -> Image:
 
 
 def _validated(image: Image) -> Image:
-    """The image without empty labels; raises InvalidArgument."""
+    """The image without empty labels and annotations; raises InvalidArgument."""
     if not image.name:
         raise InvalidArgument("image name must not be empty")
     kept = marks.clean(image.labels, "image.Labels")
     target = image.target
-    try:
-        digest.split(target.digest)
-    except InvalidArgument as error:
-        what = f'target.Digest "{target.digest}" invalid: {error.what}'
-        raise InvalidArgument(what) from None
+    if reason := digest.fault(target.digest):
+        raise InvalidArgument(f'target.Digest "{target.digest}" invalid: {reason}')
     if target.size <= 0:
         raise InvalidArgument("target.Size must be greater than zero")
     if not target.media_type:
         raise InvalidArgument("target.MediaType must be set")
-    return replace(image, labels=kept)
+    annotations = {key: value for key, value in target.annotations.items() if value}
+    return replace(image, labels=kept, target=replace(target, annotations=annotations))

@@ -1,4 +1,4 @@
-"""Pure. Labels as the stores keep them, and the update masks on them.
+"""Pure. Labels as the stores keep them, and the update masks on maps.
 
 A label with an empty value is no label: maps lose such entries when they are written.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cradled import identifiers
-from cradled.core.values import Labels
+from cradled.core.values import AnyValue, Labels
 from cradled.errors import InvalidArgument
 from cradled.filters import Filter, field_key, parse
 from cradled.metadata import graph
@@ -58,9 +58,23 @@ def masked(old: Labels, new: Labels, path: str) -> dict[str, str] | None:
     return replaced(old, new, path, "labels.")
 
 
-def replaced(
-    old: Mapping[str, Any], new: Mapping[str, Any], path: str, prefix: str
-) -> dict[str, Any] | None:
+def extended(
+    old: Mapping[str, AnyValue], new: Mapping[str, AnyValue], path: str
+) -> dict[str, AnyValue] | None:
+    """Extensions after an update of ``extensions`` or ``extensions.<k>``; None for another path.
+
+    One that is named but not given becomes an empty one: clients of the original rely on no other
+    way to take an extension away than to replace them all.
+    """
+    if path == "extensions":
+        return dict(new)
+    if not path.startswith("extensions."):
+        return None
+    key = path.removeprefix("extensions.")
+    return {**old, key: new.get(key, AnyValue("", b""))}
+
+
+def replaced(old: Labels, new: Labels, path: str, prefix: str) -> dict[str, str] | None:
     """A map after the update of the one key that follows ``prefix``; None for another path."""
     if not path.startswith(prefix):
         return None
@@ -72,13 +86,21 @@ def replaced(
     return changed
 
 
-def adaptor(fields: Mapping[str, str | None], labels: str) -> Adapt:
-    """A filter's view of an object: its fields by dotted name, ``labels.<k>`` from the column."""
+def adaptor(
+    fields: Mapping[str, str | None], labels: str, annotations: Labels | None = None
+) -> Adapt:
+    """A filter's view of an object: its fields by dotted name, ``labels.<k>`` from the column.
+
+    What a path has beyond the name of a field is ignored, as the original does.
+    """
 
     def look(path: tuple[str, ...]) -> str | None:
         if path[0] == "labels":
             return load(labels).get(field_key(path))
-        return fields.get(".".join(path))
+        if path[0] == "annotations" and annotations:
+            return annotations.get(field_key(path))
+        found = fields.get(path[0])
+        return fields.get(".".join(path[:2])) if found is None else found
 
     return look
 

@@ -104,10 +104,10 @@ class Leases:
 
     async def add_resource(self, lease_id: str, resource: Resource, /) -> None:
         """Idempotent. Raises NotFound for the lease, InvalidArgument, Unimplemented for a type."""
-        _check(resource)
 
         def command(tx: Transaction) -> None:
             self._require(tx, lease_id)
+            _check(resource)
             tx.execute(_ADD, (self._namespace, lease_id, resource.type, resource.id))
             tx.touch(self._namespace, graph.resource_node(resource.type, resource.id))
 
@@ -115,10 +115,10 @@ class Leases:
 
     async def delete_resource(self, lease_id: str, resource: Resource, /) -> None:
         """Idempotent; errors as ``add_resource``."""
-        _check(resource)
 
         def command(tx: Transaction) -> None:
             self._require(tx, lease_id)
+            _check(resource)
             tx.execute(_DROP, (self._namespace, lease_id, resource.type, resource.id))
             tx.deleted()
 
@@ -149,18 +149,10 @@ def _check(resource: Resource) -> None:
     if kind in ("content", "ingests", "images"):
         if rest:
             raise InvalidArgument(f"invalid resource type {resource.type}")
-        if kind == "content":
-            _check_digest(resource.id)
+        if kind == "content" and (reason := digest.fault(resource.id)):
+            raise InvalidArgument(f"invalid content resource id {resource.id}: {reason}")
     elif kind == "snapshots":
         if len(rest) != 1:
             raise InvalidArgument(f"invalid snapshot resource type {resource.type}")
     else:
         raise Unimplemented(f"resource type {resource.type} not supported yet")
-
-
-def _check_digest(value: str) -> None:
-    try:
-        digest.split(value)
-    except InvalidArgument as error:
-        what = f"invalid content resource id {value}: {error.what}"
-        raise InvalidArgument(what) from None

@@ -56,7 +56,7 @@ class Namespaces:
         new = marks.clean(labels, "namespace.Labels")
         for path in fieldpaths:
             if not path.startswith("labels."):
-                raise InvalidArgument(f'cannot update "{path}" field')
+                raise InvalidArgument(f'cannot update "{path}" field', verbatim=True)
 
         def command(tx: Transaction) -> None:
             row = tx.one("SELECT labels FROM namespaces WHERE name=?", (name,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ class Sandboxes:
         """Raises NotFound."""
         row = self._engine.one(_SELECT, (self._namespace, sandbox_id))
         if row is None:
-            raise _missing(sandbox_id)
+            raise self._missing(self._engine.one, sandbox_id)
         return convert.decode(row[0])
 
     async def list(self, filters: Sequence[str] = (), /) -> builtins.list[Sandbox]:
@@ -72,7 +72,7 @@ class Sandboxes:
         def command(tx: Transaction) -> Sandbox:
             stored = tx.one(_SELECT, (self._namespace, sandbox.id))
             if stored is None:
-                raise _missing(sandbox.id)
+                raise self._missing(tx.one, sandbox.id)
             updated = _updated(convert.decode(stored[0]), sandbox, fieldpaths)
             _validate(updated)
             labels = marks.clean(updated.labels)
@@ -92,7 +92,7 @@ class Sandboxes:
         def command(tx: Transaction) -> None:
             sql = "DELETE FROM sandboxes WHERE namespace=? AND id=?"
             if not tx.execute(sql, (self._namespace, sandbox_id)).rowcount:
-                raise _missing(sandbox_id)
+                raise self._missing(tx.one, sandbox_id)
             tx.deleted()
 
         await self._engine.run(command)
@@ -102,9 +102,11 @@ class Sandboxes:
         for node in graph.links(self._namespace, sandbox.labels).references:
             tx.touch(self._namespace, node.removeprefix(f"{self._namespace}/"))
 
-
-def _missing(sandbox_id: str) -> NotFound:
-    return NotFound(f'bucket "{sandbox_id}" not found')
+    def _missing(self, one: Callable[[str, tuple[Any, ...]], Row | None], id: str) -> NotFound:
+        """In the original's words, which tell whether the namespace has sandboxes at all."""
+        sql = "SELECT 1 FROM sandboxes WHERE namespace=? LIMIT 1"
+        some = one(sql, (self._namespace,)) is not None
+        return NotFound(f'bucket "{id}" not found' if some else "no sandbox buckets")
 
 
 def _row(namespace: str, sandbox: Sandbox) -> tuple[Any, ...]:
@@ -114,7 +116,11 @@ def _row(namespace: str, sandbox: Sandbox) -> tuple[Any, ...]:
 
 
 def _validate(sandbox: Sandbox) -> None:
-    identifiers.validate(sandbox.id)
+    try:
+        identifiers.validate(sandbox.id)
+    except InvalidArgument as error:
+        what = f"failed to validate sandbox: invalid sandbox ID: {error.what}"
+        raise InvalidArgument(what) from None
     if "" in sandbox.extensions:
         raise InvalidArgument("sandbox.Extension keys must not be zero-length")
     marks.clean(sandbox.labels, "sandbox.Labels")
@@ -133,9 +139,7 @@ def _field_updated(old: Sandbox, new: Sandbox, path: str) -> Sandbox:
         return replace(old, runtime=new.runtime)
     if path == "spec":
         return replace(old, spec=new.spec)
-    if path == "extensions":
-        return replace(old, extensions=new.extensions)
-    extensions = marks.replaced(old.extensions, new.extensions, path, "extensions.")
+    extensions = marks.extended(old.extensions, new.extensions, path)
     if extensions is not None:
         return replace(old, extensions=extensions)
     labels = marks.masked(old.labels, new.labels, path)

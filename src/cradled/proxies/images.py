@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cradled.api import images_pb2 as pb
-from cradled.api.wellknown_pb2 import FieldMask
+from cradled.api.wellknown_pb2 import FieldMask, Timestamp
 from cradled.convert import images as convert
-from cradled.convert.values import descriptor_to_proto, timestamp_or_none
+from cradled.convert.values import descriptor_to_proto, timestamp
 from cradled.core.images import Image
 from cradled.core.scope import Scope
 from cradled.core.values import Descriptor
@@ -27,16 +27,25 @@ class ProxyImages:
         response = await self._stub.list(pb.ListImagesRequest(filters=filters))
         return [convert.from_proto(image) for image in response.images]
 
-    async def create(self, image: Image, /, source_date_epoch: int = 0) -> Image:
-        """``source_date_epoch`` (ns) dates the record unless it is 0."""
+    async def create(self, image: Image, /, source_date_epoch: int | None = None) -> Image:
+        """``source_date_epoch`` (ns) dates the record instead of now."""
         request = pb.CreateImageRequest(
-            image=convert.to_proto(image), source_date_epoch=timestamp_or_none(source_date_epoch)
+            image=convert.to_proto(image), source_date_epoch=_optional(source_date_epoch)
         )
         return convert.from_proto((await self._stub.create(request)).image)
 
-    async def update(self, image: Image, fieldpaths: Sequence[str] = (), /) -> Image:
+    async def update(
+        self,
+        image: Image,
+        fieldpaths: Sequence[str] = (),
+        /,
+        source_date_epoch: int | None = None,
+    ) -> Image:
+        """``source_date_epoch`` as in ``create``."""
         request = pb.UpdateImageRequest(
-            image=convert.to_proto(image), update_mask=FieldMask(paths=fieldpaths)
+            image=convert.to_proto(image),
+            update_mask=FieldMask(paths=fieldpaths),
+            source_date_epoch=_optional(source_date_epoch),
         )
         return convert.from_proto((await self._stub.update(request)).image)
 
@@ -46,3 +55,7 @@ class ProxyImages:
         """``sync`` waits for one full garbage collection."""
         expected = None if target is None else descriptor_to_proto(target)
         await self._stub.delete(pb.DeleteImageRequest(name=name, sync=sync, target=expected))
+
+
+def _optional(nanoseconds: int | None) -> Timestamp | None:
+    return None if nanoseconds is None else timestamp(nanoseconds)

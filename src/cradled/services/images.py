@@ -32,7 +32,7 @@ class ImagesService:
         images = self._db.scoped(call.scope()).images
         created = await images.create(
             convert.from_proto(request.image),
-            source_date_epoch=nanoseconds(request.source_date_epoch),
+            source_date_epoch=_epoch(request),
         )
         return pb.CreateImageResponse(image=convert.to_proto(created))
 
@@ -40,7 +40,9 @@ class ImagesService:
         _require_name(request.image)
         images = self._db.scoped(call.scope()).images
         image = convert.from_proto(request.image)
-        updated = await images.update(image, list(request.update_mask.paths))
+        updated = await images.update(
+            image, list(request.update_mask.paths), source_date_epoch=_epoch(request)
+        )
         return pb.UpdateImageResponse(image=convert.to_proto(updated))
 
     async def delete(self, call: Call, request: pb.DeleteImageRequest) -> Empty:
@@ -49,6 +51,12 @@ class ImagesService:
         if request.sync:
             await self._scheduler.collect()
         return Empty()
+
+
+def _epoch(request: pb.CreateImageRequest | pb.UpdateImageRequest) -> int | None:
+    """The time that the caller wants instead of now."""
+    epoch = request.source_date_epoch
+    return nanoseconds(epoch) if request.HasField("source_date_epoch") else None
 
 
 def _require_name(image: pb.Image) -> None:
