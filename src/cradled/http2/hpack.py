@@ -1,9 +1,10 @@
 """Pure. Header compression for HTTP/2 (RFC 7541).
 
-The two directions are not alike. ``Decoder`` knows all of it: static and dynamic table, Huffman
-code, size updates. The encoder is a function, ``encode``, that only uses what needs no memory:
-indexes into the static table and plain literals. So a block we once made is right at any time
-and on any connection, and callers keep the blocks of frequent headers as constants.
+``Decoder`` knows all of it: static and dynamic table, Huffman code, size updates. To encode there
+are two ways. ``encode`` only uses what needs no memory: indexes into the static table, and
+literals. So a block it made is right at any time and on any connection, and callers keep the
+blocks of frequent headers as constants. ``Encoder`` has a dynamic table, for what one end says
+again and again; its blocks are for one connection, in the order they were made.
 
 A decoder remembers what whole blocks stood for. A peer that repeats a request repeats its block
 byte for byte once its table has settled, and then decoding is one look-up.
@@ -13,25 +14,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Generic, TypeVar
+
+from cradled.http2 import huffman
 
 Field = tuple[bytes, bytes]
 T = TypeVar("T")
 
-TABLE_SIZE = 4096  # of the dynamic table; the protocol's default, which we never change
+TABLE_SIZE = 4096  # of a dynamic table; the protocol's default, which we never exceed
 ENTRY_OVERHEAD = 32  # what an entry counts beside its name and value
-_REMEMBERED = 128  # blocks
-_REMEMBERED_SIZE = 1024  # bytes of each
+_REMEMBERED = 64 << 10  # bytes that remembered blocks stand for, in all
+_REMEMBERED_EACH = 4 << 10
+_REMEMBERED_COUNT = 128
 _INTEGER_LIMIT = 1 << 31
+_UPDATES = 2  # table size updates that a block may need
 
 
 class HpackError(Exception):
     """A block that cannot be decoded; the state of the connection's table is lost with it."""
 
 
-class FieldsTooLarge(HpackError):
-    """A block that stands for more than the decoder is willing to hold."""
+class FieldsTooLarge(Exception):
+    """A block that stands for more than the decoder is willing to hold. The table is right."""
 
 
 class Decoder(Generic[T]):
@@ -50,27 +54,44 @@ class Decoder(Generic[T]):
         self._max_size = TABLE_SIZE
         self._changed = False
         self._remembered: dict[bytes, T] = {}
+        self._remembered_size = 0
 
     def decode(self, block: bytes) -> T:
-        """What a complete block stands for; raises HpackError."""
+        """What a complete block stands for; raises HpackError and FieldsTooLarge."""
         known = self._remembered.get(block)
         if known is not None:
             return known
         self._changed = False
         try:
-            fields = self._fields(block)
+            fields, size = self._fields(block)
         except IndexError:
             raise HpackError("block ends within a field") from None
+        except huffman.HuffmanError as error:
+            raise HpackError(str(error)) from None
+        if self._changed:
+            self._forget()
+        if size > self._limit:
+            raise FieldsTooLarge(f"header list of {size} bytes")
         result = self._interpret(fields)
-        if self._changed or len(self._remembered) >= _REMEMBERED:
-            self._remembered.clear()
-        if not self._changed and len(block) <= _REMEMBERED_SIZE:
-            self._remembered[block] = result
+        if not self._changed and size <= _REMEMBERED_EACH:
+            self._remember(block, result, size)
         return result
 
-    def _fields(self, block: bytes) -> list[Field]:
+    def _remember(self, block: bytes, result: T, size: int) -> None:
+        self._remembered_size += size
+        if self._remembered_size > _REMEMBERED or len(self._remembered) >= _REMEMBERED_COUNT:
+            self._forget()
+            self._remembered_size = size
+        self._remembered[block] = result
+
+    def _forget(self) -> None:
+        self._remembered.clear()
+        self._remembered_size = 0
+
+    def _fields(self, block: bytes) -> tuple[list[Field], int]:
+        """The fields of a block, none that are beyond the limit, and the size of all."""
         fields: list[Field] = []
-        pos, end, size = 0, len(block), 0
+        pos, end, size, updates = 0, len(block), 0, 0
         while pos < end:
             first = block[pos]
             if first & 0x80:
@@ -80,18 +101,18 @@ class Decoder(Generic[T]):
                 field, pos = self._literal(block, pos, 0x3F)
                 self._insert(field)
             elif first & 0x20:
-                if fields:
-                    raise HpackError("table size update after a field")
+                updates += 1
+                if size or updates > _UPDATES:
+                    raise HpackError("table size update out of place")
                 size_wanted, pos = _integer(block, pos, 0x1F)
                 self._resize(size_wanted)
                 continue
             else:
                 field, pos = self._literal(block, pos, 0x0F)
             size += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
-            if size > self._limit:
-                raise FieldsTooLarge(f"header list over {self._limit} bytes")
-            fields.append(field)
-        return fields
+            if size <= self._limit:
+                fields.append(field)
+        return fields, size
 
     def _field(self, index: int) -> Field:
         if index <= len(_STATIC):
@@ -131,6 +152,66 @@ class Decoder(Generic[T]):
             self._size -= len(name) + len(value) + ENTRY_OVERHEAD
 
 
+class Encoder:
+    """Encodes the blocks of one direction of one connection, with a dynamic table.
+
+    A block must be sent before the next one that is made.
+    """
+
+    def __init__(self) -> None:
+        self._entries: deque[Field] = deque()  # latest first
+        self._numbers: dict[Field, int] = {}  # when an entry was inserted
+        self._inserted = 0
+        self._size = 0
+        self._max_size = TABLE_SIZE
+        self._known: dict[tuple[Field, ...], bytes] = {}  # blocks that need no insertion
+
+    def encode(self, fields: tuple[Field, ...]) -> bytes:
+        """A block; its fields are expected to recur (others are for ``encode``)."""
+        known = self._known.get(fields)
+        if known is not None:
+            return known
+        before = self._inserted
+        block = b"".join([self._field(field) for field in fields])
+        if self._inserted != before or len(self._known) >= _REMEMBERED_COUNT:
+            self._known.clear()
+        if self._inserted == before:
+            self._known[fields] = block
+        return block
+
+    def resize(self, size: int) -> bytes:
+        """Keep to the table size that the peer allows; returns what must come before the next
+        block. The table never grows again."""
+        if size >= self._max_size:
+            return b""
+        self._max_size = size
+        self._known.clear()
+        self._evict()
+        return _encode_integer(size, 0x1F, 0x20)
+
+    def _field(self, field: Field) -> bytes:
+        number = self._numbers.get(field)
+        if number is not None:
+            return _encode_integer(len(_STATIC) + self._inserted - number, 0x7F, 0x80)
+        name, value = field
+        size = len(name) + len(value) + ENTRY_OVERHEAD
+        if field in _STATIC_INDEX or size > self._max_size // 4:
+            return _encode_field(name, value)
+        coded = _encode_literal(name, value, 0x3F, 0x40)
+        self._entries.appendleft(field)
+        self._numbers[field] = self._inserted
+        self._inserted += 1
+        self._size += size
+        self._evict()
+        return coded
+
+    def _evict(self) -> None:
+        while self._size > self._max_size:
+            field = self._entries.pop()
+            del self._numbers[field]
+            self._size -= len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
+
+
 def encode(fields: Iterable[Field]) -> bytes:
     """A block that stands for the fields, whatever was sent before it."""
     return b"".join([_encode_field(name, value) for name, value in fields])
@@ -140,12 +221,21 @@ def _encode_field(name: bytes, value: bytes) -> bytes:
     index = _STATIC_INDEX.get((name, value))
     if index is not None:
         return _encode_integer(index, 0x7F, 0x80)
+    return _encode_literal(name, value, 0x0F, 0x00)
+
+
+def _encode_literal(name: bytes, value: bytes, mask: int, flags: int) -> bytes:
     index = _STATIC_NAMES.get(name)
     if index is not None:
-        head = _encode_integer(index, 0x0F, 0x00)
-    else:
-        head = b"\x00" + _encode_integer(len(name), 0x7F, 0x00) + name
-    return head + _encode_integer(len(value), 0x7F, 0x00) + value
+        return _encode_integer(index, mask, flags) + _encode_string(value)
+    return bytes((flags,)) + _encode_string(name) + _encode_string(value)
+
+
+def _encode_string(text: bytes) -> bytes:
+    size = huffman.encoded_size(text)
+    if size < len(text):
+        return _encode_integer(size, 0x7F, 0x80) + huffman.encode(text)
+    return _encode_integer(len(text), 0x7F, 0x00) + text
 
 
 def _encode_integer(value: int, mask: int, flags: int) -> bytes:
@@ -185,83 +275,7 @@ def _string(block: bytes, pos: int) -> tuple[bytes, int]:
     if end > len(block):
         raise HpackError("block ends within a string")
     text = block[pos:end]
-    return (_huffman_decode(text) if coded else text), end
-
-
-# The code of RFC 7541 appendix B is canonical (codes of one length count up with the symbols),
-# so the lengths say it all: one letter for each symbol, "a" for 5 bits, up to "z" for 30. The
-# last symbol is the end of string.
-_LENGTHS = [
-    ord(letter) - ord("a") + 5
-    for letter in (
-        "isxxxxxxxtzxxzxxxxxxxxzxxxxxxxxxbffhibdgffdgdbbbaaabbbbbbbcdkbhf"
-        "ibccccccccccccccccccccccdcdioijbkabababbbaccbbbabcbaabccccckgjix"
-        "prpprrrsrssssststtrstssssqrsrsstrqprrssqsrrtqrssqqrqsrssprrrsrrs"
-        "vvporsruvvvwwvtuoqvwwvwtqqvvxwwwptpqrqqsrruuttvsvwvvwwwwwxwwwwwv"
-        "z"
-    )
-]
-_END_OF_STRING = 256
-_SHORT = 8  # bits; nearly all text is in codes of at most this length
-_LONGEST = 30
-
-
-def _huffman_tables() -> tuple[list[tuple[int, int] | None], dict[tuple[int, int], int]]:
-    """(short codes by their next 8 bits, longer codes by (length, code))."""
-    short: list[tuple[int, int] | None] = [None] * (1 << _SHORT)
-    longer: dict[tuple[int, int], int] = {}
-    code = 0
-    previous = 5
-    for length, symbol in sorted((length, symbol) for symbol, length in enumerate(_LENGTHS)):
-        code <<= length - previous
-        previous = length
-        if length <= _SHORT:
-            first = code << (_SHORT - length)
-            for bits in range(first, first + (1 << (_SHORT - length))):
-                short[bits] = (symbol, length)
-        else:
-            longer[length, code] = symbol
-        code += 1
-    return short, longer
-
-
-_HUFFMAN_SHORT, _HUFFMAN_LONG = _huffman_tables()
-
-
-@lru_cache(256)
-def _huffman_decode(text: bytes) -> bytes:
-    out = bytearray()
-    left = len(text) * 8
-    window = held = 0
-    # The last byte is filled up with ones; with enough ones behind it that reads as the symbol
-    # "end of string", so one test ends the loop.
-    for byte in text + b"\xff\xff\xff\xff":
-        window = window << 8 | byte
-        held += 8
-        while held >= _SHORT:
-            found = _HUFFMAN_SHORT[window >> (held - _SHORT)]
-            if found is None:
-                if held < _LONGEST:
-                    break
-                found = _huffman_long(window >> (held - _LONGEST))
-            symbol, length = found
-            if symbol == _END_OF_STRING and left < 8:
-                return bytes(out)
-            if symbol == _END_OF_STRING or length > left:
-                raise HpackError("Huffman code ends in bad padding")
-            out.append(symbol)
-            left -= length
-            held -= length
-            window &= (1 << held) - 1
-    raise AssertionError("every code is found within 30 bits")
-
-
-def _huffman_long(window: int) -> tuple[int, int]:
-    """Symbol and length of the code of more than 8 bits at the top of a 30-bit window."""
-    length = _SHORT + 1
-    while (length, window >> (_LONGEST - length)) not in _HUFFMAN_LONG:
-        length += 1
-    return _HUFFMAN_LONG[length, window >> (_LONGEST - length)], length
+    return (huffman.decode(text) if coded else text), end
 
 
 _STATIC: list[Field] = [
