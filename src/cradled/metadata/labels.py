@@ -63,8 +63,8 @@ def extended(
 ) -> dict[str, AnyValue] | None:
     """Extensions after an update of ``extensions`` or ``extensions.<k>``; None for another path.
 
-    One that is named but not given becomes an empty one: clients of the original rely on no other
-    way to take an extension away than to replace them all.
+    One that is named but not given becomes an empty one, as the original has it; only replacing
+    all of them takes one away.
     """
     if path == "extensions":
         return dict(new)

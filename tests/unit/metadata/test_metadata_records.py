@@ -195,7 +195,7 @@ class TestContainers:
         paths = ["labels.a", "labels.c.d", "extensions.x", "extensions.y", "image"]
         updated = await ns.containers.update(new, paths)
         assert updated.labels == {"b": "2", "c.d": "3"}
-        assert updated.extensions == {"x": AnyValue("changed")}
+        assert updated.extensions == {"x": AnyValue("changed"), "y": AnyValue("")}
         assert (updated.image, updated.spec) == ("new", SPEC)
         updated = await ns.containers.update(new, ["labels", "spec", "extensions"])
         assert updated.labels == {"c.d": "3", "no": "4"}
