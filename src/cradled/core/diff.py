@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from cradled.core.content import Reader
+from cradled.core.content import ContentStore, Reader
 from cradled.core.mount import Mount
-from cradled.core.values import AnyValue, Descriptor
+from cradled.core.values import AnyValue, Descriptor, Labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,38 @@ class Apart:
     applied: Descriptor
     implied: tuple[bytes, ...] = ()
     needs_lowers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DiffOptions:
+    """What a new layer is to be.
+
+    ``media_type``: empty for a gzipped tar. ``ref``: of the ingest, so that others can see how far
+    it is; empty for one of no interest. ``labels``: of the blob. ``source_date_epoch``:
+    nanoseconds since the epoch that no time of modification exceeds.
+    """
+
+    media_type: str = ""
+    ref: str = ""
+    labels: Labels = field(default_factory=dict)
+    source_date_epoch: int | None = None
+
+
+class Comparer(Protocol):
+    async def compare(
+        self,
+        left: Sequence[Mount],
+        right: Sequence[Mount],
+        content: ContentStore,
+        options: DiffOptions,
+        /,
+    ) -> Descriptor:
+        """Make a layer of what ``right`` changes of ``left``, as a blob in ``content``; returns
+        its descriptor.
+
+        Raises Unimplemented for a media type this differ does not make.
+        """
+        ...
 
 
 class Applier(Protocol):

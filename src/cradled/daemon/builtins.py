@@ -22,6 +22,7 @@ _LEFTOVERS_SECONDS = 10.0
 Served = list[tuple[Any, object]]
 
 _DB = (t.METADATA, "bolt")
+_DIFFERS = (t.SERVICE, "diff-service")
 _EXCHANGE = (t.EVENT, "exchange")
 _GC = (t.GC, "scheduler")
 _JOURNAL = (t.JOURNAL, "tasks")
@@ -202,9 +203,24 @@ async def _workers(context: InitContext) -> Any:
 
 async def _walking(context: InitContext) -> Late:
     def make() -> Any:
-        from cradled.differs.apply import WalkingApplier
+        from cradled.differs.walking import WalkingDiffer
 
-        return WalkingApplier(context.get(*_WORKERS))
+        return WalkingDiffer(context.get(*_WORKERS))
+
+    return Late(make)
+
+
+async def _differs(context: InitContext) -> Late:
+    config: sections.Diff = context.config
+    for id in config.default:
+        if (t.DIFFER, id) not in context.loaded:
+            raise LookupError(f'needed differ "{id}" not loaded')
+
+    def make() -> Any:
+        from cradled.differs.ordered import OrderedDiffers
+
+        differs = [context.get(t.DIFFER, id) for id in config.default]
+        return OrderedDiffers(differs, sync_fs=config.sync_fs)
 
     return Late(make)
 
@@ -370,10 +386,10 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _service("namespaces"),
     _service("snapshots"),
     _service("tasks"),
-    _service("diff"),
+    Registration(*_DIFFERS, (t.METADATA, t.DIFFER), init=_differs, config=sections.Diff),
     _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
     _served("content", ".convert.blobs:SERVED", "content:ContentService", _DB),
-    _served("diff", "diff_pb2:Diff", "diff:DiffService", _DB, _WALKING),
+    _served("diff", "diff_pb2:Diff", "diff:DiffService", _DB, _DIFFERS),
     _served("events", "events_service_pb2:Events", "events:EventsService", _EXCHANGE),
     _served("healthcheck", "health_pb2:Health", "health:HealthService"),
     _served("images", "images_pb2:Images", "images:ImagesService", _DB, _GC),

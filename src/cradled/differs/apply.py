@@ -49,7 +49,7 @@ class WalkingApplier:
             "sniff": mediatypes.is_compressed(layer.media_type),
             "sync": sync_fs,
         }
-        here = all(self._pool.covers(path) for mount in mounts for path in _directories(mount))
+        here = all(self._pool.covers(path) for mount in mounts for path in directories(mount))
         done = await self._run("apply", params, blob, anywhere=not here)
         return Descriptor(mediatypes.LAYER, done["digest"], done["size"])
 
@@ -82,7 +82,7 @@ class WalkingApplier:
             return await self._pool.run(job, params, [fd], anywhere=anywhere)
 
 
-def _directories(mount: Mount) -> list[str]:
+def directories(mount: Mount) -> list[str]:
     """The directories that a mount is made of; for kinds not known here the root of all."""
     if mount.type == "overlay":
         pairs = (word.partition("=")[::2] for word in mount.options)

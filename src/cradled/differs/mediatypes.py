@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from cradled.errors import NotFound
+from cradled.errors import NotFound, Unimplemented
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 """An uncompressed layer: what applying any other comes down to."""
+
+LAYER_GZIP = f"{LAYER}+gzip"
+_MADE = {LAYER: "", LAYER_GZIP: "gzip", f"{LAYER}+zstd": "zstd"}
 
 _OCI = frozenset((LAYER, "application/vnd.oci.image.layer.nondistributable.v1.tar"))
 _DOCKER = "application/vnd.docker.image.rootfs."
@@ -27,3 +30,11 @@ def is_compressed(media_type: str) -> bool:
     if media_type in _DOCKER_PLAIN or media_type in _DOCKER_PACKED:
         return True
     raise NotFound(f"failed to get stream processor for {media_type}: no processor for media-type")
+
+
+def compression_to_make(media_type: str) -> str:
+    """``gzip``, ``zstd`` or nothing. Raises Unimplemented for a type that is not made here."""
+    try:
+        return _MADE[media_type]
+    except KeyError:
+        raise Unimplemented(f"unsupported diff media type: {media_type}") from None

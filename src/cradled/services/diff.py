@@ -1,25 +1,33 @@
-"""Async. Layers onto mounts."""
+"""Async. Layers onto mounts, and from the difference of two."""
 
 from __future__ import annotations
 
 from cradled.api import diff_pb2 as pb
 from cradled.convert import mounts
-from cradled.convert.values import any_from_proto, descriptor_from_proto, descriptor_to_proto
-from cradled.core.diff import Applier
+from cradled.convert.values import (
+    any_from_proto,
+    descriptor_from_proto,
+    descriptor_to_proto,
+    nanoseconds,
+)
+from cradled.core.content import Reader
+from cradled.core.diff import DiffOptions
+from cradled.differs.ordered import Differ
+from cradled.errors import NotFound
 from cradled.metadata.db import Database
 from cradled.rpc.call import Call
 
 
 class DiffService:
-    def __init__(self, db: Database, applier: Applier) -> None:
+    def __init__(self, db: Database, differ: Differ) -> None:
         self._db = db
-        self._applier = applier
+        self._differ = differ
 
     async def apply(self, call: Call, request: pb.ApplyRequest) -> pb.ApplyResponse:
         layer = descriptor_from_proto(request.diff)
-        blob = await self._db.scoped(call.scope()).content.open(layer.digest)
+        blob = await self._open(call, layer.digest)
         try:
-            applied = await self._applier.apply(
+            applied = await self._differ.apply(
                 layer,
                 blob,
                 [mounts.from_proto(mount) for mount in request.mounts],
@@ -29,3 +37,23 @@ class DiffService:
         finally:
             blob.close()
         return pb.ApplyResponse(applied=descriptor_to_proto(applied))
+
+    async def diff(self, call: Call, request: pb.DiffRequest) -> pb.DiffResponse:
+        content = self._db.scoped(call.scope()).content
+        epoch = request.source_date_epoch
+        options = DiffOptions(
+            media_type=request.media_type,
+            ref=request.ref,
+            labels=dict(request.labels),
+            source_date_epoch=nanoseconds(epoch) if request.HasField("source_date_epoch") else None,
+        )
+        left = [mounts.from_proto(mount) for mount in request.left]
+        right = [mounts.from_proto(mount) for mount in request.right]
+        made = await self._differ.compare(left, right, content, options)
+        return pb.DiffResponse(diff=descriptor_to_proto(made))
+
+    async def _open(self, call: Call, digest: str) -> Reader:
+        try:
+            return await self._db.scoped(call.scope()).content.open(digest)
+        except NotFound as error:
+            raise NotFound(f"failed to get reader from content store: {error}") from error

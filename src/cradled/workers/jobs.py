@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 
 from cradled import errors
-from cradled.archive import decompress
+from cradled.archive import compress, decompress
 from cradled.archive.apart import ApartUnpacker, settle
 from cradled.archive.apply import Applied, Unpacker, apply
 from cradled.archive.decompress import LayerStream, positional
@@ -21,6 +21,7 @@ from cradled.archive.writeback import EarlyWriteback
 from cradled.linux import libc, mount
 from cradled.linux.fs import sync_filesystem
 from cradled.linux.tree import empty_directory, remove_tree, usage
+from cradled.workers.compare import compare
 
 Params = dict[str, Any]
 MountWords = tuple[str, str, Sequence[str], str]
@@ -32,6 +33,7 @@ _MOST_IMPLIED = 32 << 10  # bytes of paths; a reply has to fit into one packet
 def load() -> None:
     """Import what jobs import when they need it: later the files may be out of reach."""
     decompress.load()
+    compress.load()
     libc.load()
 
 
@@ -210,6 +212,7 @@ JOBS: dict[str, Callable[[Params, Sequence[int], str], Any]] = {
     "apply": _apply,
     "apply_apart": _apply_apart,
     "settle": _settle,
+    "compare": compare,
     "usage": _usage,
     "remove_tree": _remove_tree,
 }
