@@ -9,18 +9,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from cradled.daemon import arguments, builtins, config_file, listeners
-from cradled.daemon.config import (
-    DEFAULT_PATH,
-    Config,
-    ConfigError,
-    check_sections,
-    checked,
-    from_tables,
-    to_toml,
-)
+from cradled.daemon.config import DEFAULT_PATH, Config, ConfigError, Debug, build
 from cradled.version import REVISION, SERVER_VERSION
+
+if TYPE_CHECKING:
+    from cradled.daemon.config_check import Problem
 
 
 def main() -> int:
@@ -44,37 +40,42 @@ def _run(args: arguments.Arguments) -> int:
     elif args.command == "version":
         print(f"cradled {SERVER_VERSION} {REVISION}")
     elif args.command == "default":
-        print(to_toml(Config(), builtins.REGISTRATIONS), end="")
+        from cradled.daemon import config_text
+
+        print(config_text.full(Config(), builtins.REGISTRATIONS), end="")
     else:
-        config, warnings = configure(args)
+        config, problems = configure(args)
         if args.command == "dump":
-            print(to_toml(config, builtins.REGISTRATIONS), end="")
+            from cradled.daemon import config_text
+
+            print(config_text.full(config, builtins.REGISTRATIONS), end="")
         else:
-            return _serve(config, warnings, args.exit_idle)
+            return _serve(config, problems, args.exit_idle)
     return 0
 
 
-def configure(args: arguments.Arguments) -> tuple[Config, list[str]]:
+def configure(args: arguments.Arguments) -> tuple[Config, list[Problem]]:
     """The configuration in force, flags over files; also what to warn about.
 
     Raises ConfigError.
     """
-    tables = config_file.read(args.config or DEFAULT_PATH, must_exist=bool(args.config))
-    config, warnings = from_tables(tables)
-    warnings += check_sections(config, builtins.REGISTRATIONS)
+    known = config_file.Known({r.uri: r.config for r in builtins.REGISTRATIONS})
+    path = args.config or DEFAULT_PATH
+    config, problems = config_file.load(path, must_exist=bool(args.config), known=known)
     root = os.path.abspath(args.root or config.root)
     state = os.path.abspath(args.state or config.state)
     if root == state:
         raise ConfigError(f"root and state must differ, both are {root}")
     config = config._replace(root=root, state=state)
     if args.log_level:
-        config = config._replace(debug=checked(config.debug._replace(level=args.log_level)))
+        debug = {**config.debug._asdict(), "level": args.log_level}
+        config = config._replace(debug=build(Debug, debug, "debug"))
     if args.address:
         config = builtins.with_address(config, args.address)
-    return config, warnings
+    return config, problems
 
 
-def _serve(config: Config, warnings: list[str], exit_idle: float) -> int:
+def _serve(config: Config, problems: list[Problem], exit_idle: float) -> int:
     listeners.make_directory(config.root, 0o700, "root")
     listeners.make_directory(config.state, 0o711, "state")
     listeners.hold(config.root, "root")
@@ -88,7 +89,7 @@ def _serve(config: Config, warnings: list[str], exit_idle: float) -> int:
     )
     from cradled.daemon import serve
 
-    return serve.run(config, warnings, sockets, exit_idle)
+    return serve.run(config, problems, sockets, exit_idle)
 
 
 if __name__ == "__main__":

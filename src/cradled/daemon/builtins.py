@@ -11,7 +11,7 @@ import importlib
 import os
 from typing import Any
 
-from cradled.daemon import sections
+from cradled.daemon import durations, sections
 from cradled.daemon.config import Config
 from cradled.plugin import types as t
 from cradled.plugin.types import InitContext, Late, Registration, SkipPlugin
@@ -136,8 +136,8 @@ async def _scheduler(context: InitContext) -> Any:
         pause_threshold=config.pause_threshold,
         deletion_threshold=config.deletion_threshold,
         mutation_threshold=config.mutation_threshold,
-        schedule_delay=sections.seconds(config.schedule_delay),
-        startup_delay=sections.seconds(config.startup_delay),
+        schedule_delay=durations.seconds(config.schedule_delay),
+        startup_delay=durations.seconds(config.startup_delay),
     )
     scheduler = Scheduler(context.get(*_DB), policy)
     context.stack.push_async_callback(scheduler.aclose)

@@ -1,20 +1,25 @@
-"""Pure. The daemon's configuration: versions 2 to 4 are read, version 4 is written.
+"""Pure. The daemon's configuration as it runs with it.
 
-Older layouts are lifted to version 4 as tables before anything is taken from them. What this
-daemon does not know is warned about with the nearest known key; a section of a plugin it does not
-have is left alone, because one file serves many daemons.
+    config_file    reads files and puts them together
+    migrate        lifts older layouts to this one
+    config_check   tells what is wrong in a file
+    config_text    writes one
+
+Only this module is needed by a daemon that has no file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cradled.plugin.types import SERVER, Registration
+from cradled.daemon.durations import Duration, seconds
+from cradled.plugin.types import Registration
 
 VERSION = 4
 
 DEFAULT_PATH = "/etc/cradled/config.toml"
+DEFAULT_IMPORTS = ("/etc/cradled/conf.d/*.toml",)
 DEFAULT_ROOT = "/var/lib/cradled"
 DEFAULT_STATE = "/run/cradled"
 DEFAULT_ADDRESS = "/run/cradled/cradled.sock"
@@ -23,20 +28,78 @@ LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
 FORMATS = ("text", "json")
 
-Table = dict[str, Any]
-
-_MOVED_SECTIONS = {
-    "io.containerd.internal.v1.restart": "io.containerd.monitor.container.v1.restart",
+TIMEOUTS = {
+    "io.containerd.timeout.bolt.open": "0s",
+    "io.containerd.timeout.cri.defercleanup": "1m0s",
+    "io.containerd.timeout.metrics.shimstats": "2s",
+    "io.containerd.timeout.shim.cleanup": "5s",
+    "io.containerd.timeout.shim.load": "5s",
+    "io.containerd.timeout.shim.shutdown": "3s",
+    "io.containerd.timeout.task.state": "2s",
 }
+
+Table = dict[str, Any]
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text says why and where."""
 
 
+class Cgroup(NamedTuple):
+    """``path``: the cgroup that the daemon joins, below each hierarchy's root; empty: it stays."""
+
+    path: str = ""
+
+
 class Debug(NamedTuple):
     level: str = "info"
     format: str = "text"
+    log_trace_id: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError for words that no log knows."""
+        if self.level not in LEVELS:
+            raise ValueError(f'unknown log level "{self.level}" ({", ".join(LEVELS)})')
+        if self.format not in FORMATS:
+            raise ValueError(f'unknown log format "{self.format}" ({", ".join(FORMATS)})')
+
+
+class ProxyPlugin(NamedTuple):
+    """A plugin that another process serves at ``address``."""
+
+    type: str = ""
+    address: str = ""
+    platform: str = ""
+    exports: Mapping[str, str] = {}
+    capabilities: tuple[str, ...] = ()
+
+
+class StreamProcessor(NamedTuple):
+    """A program that makes content of media type ``returns`` of what it ``accepts``."""
+
+    accepts: tuple[str, ...] = ()
+    returns: str = ""
+    path: str = ""
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+
+
+def _decoder(suffix: str) -> StreamProcessor:
+    plain = f"application/vnd.oci.image.layer.v1.tar{suffix}"
+    keys = "/etc/cradled/ocicrypt"
+    return StreamProcessor(
+        accepts=(f"{plain}+encrypted",),
+        returns=plain,
+        path="ctd-decoder",
+        args=("--decryption-keys-path", f"{keys}/keys"),
+        env=(f"OCICRYPT_KEYPROVIDER_CONFIG={keys}/ocicrypt_keyprovider.conf",),
+    )
+
+
+STREAM_PROCESSORS = {
+    "io.containerd.ocicrypt.decoder.v1.tar": _decoder(""),
+    "io.containerd.ocicrypt.decoder.v1.tar.gzip": _decoder("+gzip"),
+}
 
 
 class Config(NamedTuple):
@@ -48,229 +111,87 @@ class Config(NamedTuple):
     oom_score: int = 0
     disabled_plugins: tuple[str, ...] = ()
     required_plugins: tuple[str, ...] = ()
-    imports: tuple[str, ...] = ()
+    imports: tuple[str, ...] = DEFAULT_IMPORTS
+    cgroup: Cgroup = Cgroup()
     debug: Debug = Debug()
+    timeouts: Mapping[str, Duration] = TIMEOUTS
+    stream_processors: Mapping[str, StreamProcessor] = STREAM_PROCESSORS
+    proxy_plugins: Mapping[str, ProxyPlugin] = {}
     plugins: Mapping[str, Table] = {}
 
     def section(self, registration: Registration) -> Any:
-        """The configuration object of a plugin. Raises ConfigError for a value of a wrong type."""
+        """The configuration object of a plugin. Raises ConfigError for what cannot be used."""
         if registration.config is None:
             return None
         return build(registration.config, self.plugins.get(registration.uri, {}), registration.uri)
 
-
-_TOP_LEVEL = frozenset(Config._fields)
-_ACCEPTED = {"version", "proxy_plugins", "stream_processors", "timeouts", "cgroup"}
-"""Known in the original's files but of no effect on what this daemon does so far."""
-
-
-def from_tables(tables: Iterable[Table]) -> tuple[Config, list[str]]:
-    """Merge parsed files, later ones over earlier ones; also the warnings to be logged.
-
-    Raises ConfigError for a version above 4 or a value of a wrong type.
-    """
-    merged: Table = {}
-    warnings: list[str] = []
-    highest: int | None = None
-    for table in tables:
-        version = _version(table)
-        if highest is not None and version > highest:
-            raise ConfigError(f"imported config version {version} is newer than the file's own")
-        highest = version if highest is None else highest
-        _merge(merged, lift(table))
-    values: Table = {}
-    for key, value in merged.items():
-        if key in _TOP_LEVEL:
-            values[key] = value
-        elif key not in _ACCEPTED:
-            warnings.append(_unknown(key, _TOP_LEVEL | _ACCEPTED, "configuration"))
-    debug = values.pop("debug", {})
-    for key in debug.keys() - {"level", "format", "log_trace_id"}:
-        warnings.append(_unknown(key, ["level", "format"], "debug"))
-    chosen = {key: debug[key] for key in ("level", "format") if key in debug}
-    config: Config = build(Config, values, "configuration")
-    return config._replace(debug=checked(build(Debug, chosen, "debug"))), warnings
+    def timeout(self, name: str) -> float:
+        """Seconds for what is called ``io.containerd.timeout.<name>``; 0 is no limit."""
+        uri = f"io.containerd.timeout.{name}"
+        return seconds(self.timeouts.get(uri, TIMEOUTS[uri]))
 
 
-def checked(debug: Debug) -> Debug:
-    """The same. Raises ConfigError for words that no log knows."""
-    if debug.level not in LEVELS:
-        raise ConfigError(f'unknown log level "{debug.level}" ({", ".join(LEVELS)})')
-    if debug.format not in FORMATS:
-        raise ConfigError(f'unknown log format "{debug.format}" ({", ".join(FORMATS)})')
-    return debug
-
-
-def check_sections(config: Config, registrations: Iterable[Registration]) -> list[str]:
-    """Warnings about keys that a plugin we do have does not know."""
-    warnings = []
-    for registration in registrations:
-        table = config.plugins.get(registration.uri)
-        if table is None:
-            continue
-        known: Iterable[str] = registration.config._fields if registration.config else ()
-        for key in table.keys() - set(known):
-            warnings.append(_unknown(key, known, registration.uri))
-    return warnings
-
-
-def lift(table: Table) -> Table:
-    """A file's table in the layout of version 4."""
-    version = _version(table)
-    if version > VERSION:
-        text = f"expected containerd config version equal to or less than {VERSION}, got {version}"
-        raise ConfigError(text)
-    lifted: Table = {key: value for key, value in table.items() if key != "plugins"}
-    plugins = {_MOVED_SECTIONS.get(uri, uri): t for uri, t in table.get("plugins", {}).items()}
-    if version < VERSION:
-        _lift_servers(lifted, plugins)
-    lifted["version"] = VERSION
-    lifted["plugins"] = plugins
-    return lifted
-
-
-def _lift_servers(lifted: Table, plugins: dict[str, Table]) -> None:
-    """Up to version 3 the listeners were top-level tables."""
-    grpc: Table = lifted.pop("grpc", {})
-    tcp = {k.removeprefix("tcp_"): v for k, v in grpc.items() if k.startswith("tcp_")}
-    local = {k: v for k, v in grpc.items() if not k.startswith("tcp_")}
-    metrics: Table = lifted.pop("metrics", {})
-    histogram = {k: metrics.pop(k) for k in ["grpc_histogram"] if k in metrics}
-    debug: Table = dict(lifted.get("debug", {}))
-    sections = {
-        f"{SERVER}.grpc": local,
-        f"{SERVER}.grpc-tcp": tcp,
-        f"{SERVER}.ttrpc": lifted.pop("ttrpc", {}),
-        f"{SERVER}.metrics": metrics,
-        f"{SERVER}.debug": {k: debug.pop(k) for k in ("address", "uid", "gid") if k in debug},
-        "io.containerd.metrics.v1.grpc-prometheus": histogram,
-    }
-    if debug:
-        lifted["debug"] = debug
-    for uri, section in sections.items():
-        if section:
-            plugins[uri] = {**section, **plugins.get(uri, {})}
-
-
-def _version(table: Table) -> int:
-    version = table.get("version", 1)
-    if not isinstance(version, int):
-        raise ConfigError(f"version must be a number, not {version!r}")
-    return version
-
-
-def _merge(into: Table, table: Mapping[str, Any]) -> None:
-    """Tables merge key by key, lists append, all else is replaced."""
-    for key, value in table.items():
-        old = into.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            _merge(old, value)
-        elif isinstance(old, list) and isinstance(value, list):
-            into[key] = [*old, *value]
-        else:
-            into[key] = _copy(value)
-
-
-def _copy(value: Any) -> Any:
-    return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value
+ENTRIES: Mapping[str, type[Any]] = {
+    "proxy_plugins": ProxyPlugin,
+    "stream_processors": StreamProcessor,
+}
+"""What the tables in these tables are."""
 
 
 def build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
     """An instance of a configuration's named tuple; keys it does not know are left out.
 
-    Raises ConfigError for a value whose type is not that of the default.
+    Raises ConfigError for a value whose type is not that of the default, and for one that the
+    tuple's own ``check`` refuses with ValueError.
     """
     values: Table = {}
     for name, default in cls._field_defaults.items():
-        if name not in table:
-            continue
-        value = table[name]
-        if type(value) is int and isinstance(default, float):
-            value = float(value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        if type(value) is not type(default):
-            kind = type(default).__name__
-            raise ConfigError(f'{where}: key "{name}" wants a {kind}, not {value!r}')
-        values[name] = value
-    return cls(**values)
+        if name in table:
+            place = f'{where}: key "{name}"'
+            values[name] = _value(table[name], default, cls.__annotations__[name], place)
+    made = cls(**values)
+    if hasattr(made, "check"):
+        try:
+            made.check()
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    return made
 
 
-def _unknown(key: str, known: Iterable[str], where: str) -> str:
-    near = nearest(key, known)
-    hint = f' (did you mean "{near}"?)' if near else ""
-    return f'Ignoring unknown key "{key}" in {where}{hint}'
+def _value(value: Any, default: Any, annotation: Any, place: str) -> Any:
+    if type(value) is int and isinstance(default, float):
+        return float(value)
+    if hasattr(default, "_fields") and isinstance(value, dict):
+        return build(type(default), value, place)
+    if isinstance(value, list):
+        value = tuple(value)
+    # The module's annotations are texts; a name of ours in another module's is not.
+    kind = str(getattr(annotation, "__forward_arg__", annotation))
+    fits = type(value) is type(default)
+    if kind == "tuple[str, ...]":
+        fits = fits and all(isinstance(item, str) for item in value)
+    elif kind == "Mapping[str, str]" or kind == "Mapping[str, Duration]":
+        fits = fits and all(isinstance(item, str) for item in value.values())
+    if not fits:
+        raise ConfigError(f"{place} wants {_wanted(default, kind)}, not {value!r}")
+    if kind in ("Duration", "Mapping[str, Duration]"):
+        _check_durations(value, place)
+    return value
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """The known key fewest edits away, at most a third of its length; empty when none is near."""
-    best, limit = "", len(key) // 3 + 1
-    for candidate in sorted(known):
-        distance = _edits(key, candidate)
-        if distance < limit:
-            best, limit = candidate, distance
-    return best
+def _check_durations(value: Any, place: str) -> None:
+    for text in value.values() if isinstance(value, dict) else (value,):
+        try:
+            seconds(text)
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
 
 
-def _edits(a: str, b: str) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        previous, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1]
-
-
-def to_toml(config: Config, registrations: Iterable[Registration]) -> str:
-    """The whole configuration as a version 4 file, with the sections of all our plugins."""
-    top: Table = {"version": VERSION}
-    for name in _TOP_LEVEL - {"debug", "plugins"}:
-        top[name] = getattr(config, name)
-    lines = [
-        f"{key} = {_value(top[key])}" for key in ("version", *sorted(top.keys() - {"version"}))
-    ]
-    lines += ["", "[debug]"]
-    lines += [f"{key} = {_value(getattr(config.debug, key))}" for key in ("level", "format")]
-    sections = {uri: dict(table) for uri, table in config.plugins.items()}
-    for registration in registrations:
-        if registration.config is not None:
-            known = config.section(registration)._asdict()
-            sections[registration.uri] = {**sections.get(registration.uri, {}), **known}
-    lines += ["", "[plugins]"]
-    for uri in sorted(sections):
-        lines += _section(f"plugins.{_value(uri)}", sections[uri])
-    return "\n".join(lines) + "\n"
-
-
-def _section(name: str, table: Mapping[str, Any]) -> list[str]:
-    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    lines = ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in plain.items())]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += _section(f"{name}.{_key(key)}", value)
-    return lines
-
-
-def _key(key: str) -> str:
-    bare = key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)
-    return key if bare else _value(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str):
-        return '"' + "".join(map(_escape, value)) + '"'
-    return str(value)
-
-
-def _escape(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    if ord(character) < 0x20 or ord(character) == 0x7F:
-        return f"\\u{ord(character):04X}"
-    return character
+def _wanted(default: Any, kind: str) -> str:
+    if kind == "tuple[str, ...]":
+        return "a list of texts"
+    if kind in ("Mapping[str, str]", "Mapping[str, Duration]"):
+        return "a table of texts"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    words |= {tuple: "a list"}
+    return words.get(type(default), "a table")

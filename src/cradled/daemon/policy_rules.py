@@ -24,8 +24,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cradled.core.access import Access, Verdict
-from cradled.daemon.config import ConfigError, nearest
+from cradled.daemon.config import ConfigError
 from cradled.daemon.policy_reads import READS
+from cradled.daemon.spelling import nearest
 
 _TOP = ("default", "rules")
 _WORDS = ("allow", "deny")

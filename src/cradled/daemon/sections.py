@@ -6,10 +6,10 @@ cost a tenth of a dataclass at the start.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
-from cradled.daemon.config import DEFAULT_ADDRESS, ConfigError
+from cradled.daemon.config import DEFAULT_ADDRESS
+from cradled.daemon.durations import Duration
 
 
 class GrpcServer(NamedTuple):
@@ -32,13 +32,19 @@ class Metadata(NamedTuple):
     content_sharing_policy: str = "shared"
     no_sync: bool = False
 
+    def check(self) -> None:
+        """Raises ValueError for a policy that nobody knows."""
+        policy = self.content_sharing_policy
+        if policy not in ("shared", "isolated"):
+            raise ValueError(f'content_sharing_policy is "shared" or "isolated", not "{policy}"')
+
 
 class Scheduler(NamedTuple):
     pause_threshold: float = 0.02
     deletion_threshold: int = 0
     mutation_threshold: int = 100
-    schedule_delay: str = "0s"
-    startup_delay: str = "100ms"
+    schedule_delay: Duration = "0s"
+    startup_delay: Duration = "100ms"
 
 
 class Overlay(NamedTuple):
@@ -85,17 +91,3 @@ class PolicyPython(NamedTuple):
     """``entry_point``: a name in the group ``cradled.policies``; empty: none."""
 
     entry_point: str = ""
-
-
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-
-
-def seconds(text: str) -> float:
-    """A duration such as ``1m30s`` in seconds. Raises ConfigError."""
-    if text in ("", "0"):
-        return 0.0
-    parts = _DURATION.findall(text)
-    if "".join(number + unit for number, unit in parts) != text:
-        raise ConfigError(f'"{text}" is no duration (such as "100ms", "1m30s")')
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cradled.core.scope import Scope
 from cradled.core.tasks import Status
@@ -27,6 +27,9 @@ from cradled.rpc.grpc_server import GrpcServer
 from cradled.rpc.ttrpc_server import TtrpcServer
 from cradled.version import REVISION, SERVER_VERSION
 
+if TYPE_CHECKING:
+    from cradled.daemon.config_check import Problem
+
 log = logging.getLogger(__name__)
 
 _IDLE_CHECK = 5.0
@@ -35,14 +38,14 @@ _IDLE_CHECK = 5.0
 
 def run(
     config: Config,
-    warnings: Sequence[str],
+    problems: Sequence[Problem],
     sockets: tuple[socket.socket, socket.socket],
     exit_idle: float,
 ) -> int:
     """Serve on the two listening sockets (gRPC, ttrpc) until told to stop; the exit status."""
     logs.setup(config.debug.level, config.debug.format)
-    for warning in warnings:
-        log.warning(warning)
+    for problem in problems:
+        log.warning(problem.text, extra={"fields": problem.fields})
     log.info(
         "starting cradled", extra={"fields": {"revision": REVISION, "version": SERVER_VERSION}}
     )
@@ -87,6 +90,7 @@ async def _serve(
 
             stack.enter_context(Watchdog(asyncio.get_running_loop()))
         app = await stack.enter_async_context(App(config, address))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
         grpc, ttrpc = GrpcServer(app.router, app.guard), TtrpcServer(app.ttrpc_router, app.guard)
         await grpc.serve(sockets[0])
         stack.push_async_callback(grpc.stop, STOP_GRACE)
