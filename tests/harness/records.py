@@ -57,7 +57,7 @@ BAD_NAMESPACE = Refused(
 
 def container(id: str, **fields: Any) -> containers_pb2.Container:
     """One that passes every check."""
-    made = containers_pb2.Container(id=id, spec=SPEC, **fields)
+    made = containers_pb2.Container(id=id, **{"spec": SPEC, **fields})
     made.runtime.name = made.runtime.name or "io.containerd.runc.v2"
     return made
 
