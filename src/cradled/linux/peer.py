@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 
-from cradled.linux import libc
+from cradled.linux import libc, unix
 
 _SO_PEERGROUPS = 59
 _SO_PEERPIDFD = 77  # Linux 6.5
@@ -30,13 +30,14 @@ def groups(sock: socket.socket) -> frozenset[int]:
     return _groups(sock, _MOST_GROUPS)
 
 
-def executable(sock: socket.socket, pid: int) -> str:
-    """The path of the program that the peer, process ``pid``, runs; empty if that is not certain.
+def executable(sock: socket.socket) -> str:
+    """The path of the program that the peer runs; empty if that is not certain.
 
     A path counts only if it names for us the same file as for the peer: not for a program in
     another mount namespace, nor for one that was replaced on disk. The peer is held by a pidfd
     meanwhile, so that the answer is not about a later process of the same number.
     """
+    pid, _, _ = unix.peer(sock.fileno())
     try:
         pidfd = _pidfd(sock, pid)
     except OSError:

@@ -101,7 +101,7 @@ class UnixCaller:
 
     @cached_property
     def executable(self) -> str:
-        return peer.executable(self._sock, self.pid)
+        return peer.executable(self._sock)
 
 
 def describe(access: Access, verdict: Verdict) -> str:

@@ -1,0 +1,159 @@
+"""Where policies come from, how they are read again, how a denial is told."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from cradled.core.access import Access, Verdict
+from cradled.core.events import Envelope
+from cradled.daemon import policy
+from cradled.daemon.config import ConfigError
+from cradled.errors import PermissionDenied
+from cradled.events.exchange import Exchange
+from cradled.rpc.guard import UnixCaller
+
+ALLOW, DENY = 'default = "allow"\n', 'default = "deny"\n'
+ACCESS = Access("a.B/C", "ns", "grpc", None)
+
+
+def us() -> UnixCaller:
+    """This process as its own peer."""
+    one, other = socket.socketpair()
+    with one, other:
+        caller = UnixCaller.of(one)
+        assert caller is not None
+        assert caller.executable
+        return caller
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    path.chmod(0o644)
+    return str(path)
+
+
+def test_a_file_decides(tmp_path: Path) -> None:
+    access = ACCESS._replace(caller=us())
+    assert policy.PolicyFile(write(tmp_path / "p", ALLOW)).decide(access).allowed
+    assert not policy.PolicyFile(write(tmp_path / "q", DENY)).decide(access).allowed
+
+
+def test_a_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    access = ACCESS._replace(caller=us())
+    path = tmp_path / "p"
+    found = policy.PolicyFile(write(path, ALLOW))
+    write(path, DENY)
+    assert found.decide(access).allowed
+    with caplog.at_level(logging.INFO):
+        policy.reload([found])
+    assert not found.decide(access).allowed
+    assert "the policy was read again" in caplog.text
+
+
+@pytest.mark.parametrize("breaks", [lambda p: write(p, "default = 1"), Path.unlink])
+def test_one_that_cannot_be_read_again_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, breaks: Callable[[Path], Any]
+) -> None:
+    access = ACCESS._replace(caller=us())
+    path = tmp_path / "p"
+    found = policy.PolicyFile(write(path, ALLOW))
+    breaks(path)
+    policy.reload([found])
+    assert found.decide(access).allowed
+    assert f"the policy stays as it was: {'cannot read ' if not path.exists() else ''}{path}" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("default = ", "{path}: Invalid value"),
+        ("nonsense = 1", '{path}: unknown key "nonsense" in the policy'),
+    ],
+)
+def test_what_is_no_policy_names_its_file(tmp_path: Path, text: str, says: str) -> None:
+    path = write(tmp_path / "p", text)
+    with pytest.raises(ConfigError) as caught:
+        policy.PolicyFile(path)
+    assert str(caught.value).startswith(says.format(path=path))
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "p"
+    write(path, ALLOW)
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match="others than root may write it"):
+        policy.PolicyFile(str(path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "p", ALLOW)
+    os.chown(path, 1000, 0)
+    with pytest.raises(ConfigError, match="others than root may write it"):
+        policy.PolicyFile(path)
+
+
+class Ours:
+    def decide(self, access: Access) -> Verdict:
+        return Verdict(access.namespace == "ns", "ours")
+
+    def reload(self) -> None:
+        raise ValueError("no news")
+
+
+def test_an_entry_point(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Point:
+        def load(self) -> Any:
+            return Ours
+
+    def entry_points(*, group: str, name: str) -> list[Point]:
+        return [Point()] if (group, name) == ("cradled.policies", "ours") else []
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    found = policy.from_entry_point("ours")
+    assert found.decide(ACCESS) == (True, "ours")
+    policy.reload([found])
+    assert "the policy stays as it was: no news" in caplog.text
+    with pytest.raises(ConfigError, match='no installed package has "theirs" in the entry points'):
+        policy.from_entry_point("theirs")
+
+
+@pytest.mark.parametrize(
+    ("namespace", "told_in"), [("elsewhere", "elsewhere"), ("", "cradled"), ("a b", "cradled")]
+)
+async def test_a_denial_is_an_event_and_a_line(
+    caplog: pytest.LogCaptureFixture, namespace: str, told_in: str
+) -> None:
+    exchange = Exchange()
+    subscription = exchange.subscribe()
+    caller = us()
+    with pytest.raises(PermissionDenied):
+        policy.guard([Ours()], exchange).check(Access("a.B/C", namespace, "grpc", caller))
+    envelope: Envelope = await anext(subscription)
+    assert (envelope.namespace, envelope.topic) == (told_in, "/policy/denied")
+    assert envelope.event.type_url == "google.protobuf.Struct"
+    assert MessageToDict(Struct.FromString(envelope.event.value)) == {
+        "method": "a.B/C",
+        "namespace": namespace,
+        "transport": "grpc",
+        "rule": "ours",
+        "pid": str(caller.pid),
+        "uid": str(caller.uid),
+        "gid": str(caller.gid),
+        "executable": caller.executable,
+    }
+    (line,) = caplog.messages
+    assert line.startswith(f"policy: uid {caller.uid} (pid {caller.pid}, {caller.executable}) may")
