@@ -27,6 +27,7 @@ class Stream:
         "drained",
         "ending",
         "id",
+        "over",
         "owed",
         "queue",
         "queued",
@@ -44,6 +45,7 @@ class Stream:
         self.context: Any = None
         self.send_window = send_window
         self.receive_window = receive_window
+        self.over = False  # the connection has forgotten it
         self.owed = 0  # bytes consumed and not given back to the peer yet
         self.reset = False
         self.received_headers = False

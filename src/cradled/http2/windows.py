@@ -21,6 +21,7 @@ from cradled.http2.streams import Buffer, Stream
 
 TURN = 1 << 16
 LOW = 1 << 16  # a stream with fewer bytes queued is worth more data
+_WORTH = 1 << 10  # bytes; for less, of what waits, a peer that opened its window gets no thanks
 _HEADERS_FLAGS = frames.END_HEADERS
 _TRAILERS_FLAGS = frames.END_HEADERS | frames.END_STREAM
 
@@ -34,6 +35,9 @@ class Outbox:
         self.stream_window = frames.DEFAULT_WINDOW  # of streams to come
         self.frame_size = frames.DEFAULT_FRAME_SIZE
         self.hold = False  # the socket is full: no data past the queues
+        self.queued = 0  # bytes of data that wait in streams' queues
+        self.data_frames = 0  # that have gone out and were worth it, but for those of ``reply``
+        self.table_update = b""  # due at the head of the next header block
         self._frames: list[Buffer] = []
         self._ready: deque[Stream] = deque()
         self._starved: list[Stream] = []
@@ -51,7 +55,7 @@ class Outbox:
         if stream.queue:
             stream.queue.append((HEADERS, block, end))
         else:
-            self._frames.append(frames.header_frames(stream.id, block, end, self.frame_size))
+            self._frames.append(self._header_frames(stream, block, end))
             if end:
                 self._on_end(stream)
 
@@ -62,6 +66,7 @@ class Outbox:
             self._frames.append(HEAD.pack(size << 8, END_STREAM if end else 0, stream.id))
             self._frames.append(data)
             self.window -= size
+            self.data_frames += 1
             stream.send_window -= size
             if end:
                 self._on_end(stream)
@@ -70,6 +75,7 @@ class Outbox:
             stream.queue = deque()
         stream.queue.append((DATA, memoryview(data), end))
         stream.queued += size
+        self.queued += size
         self._schedule(stream)
 
     def reply(
@@ -80,7 +86,7 @@ class Outbox:
         It does not tell ``on_end``.
         """
         size = len(prefix) + len(body)
-        if stream.queue or not self._fits(stream, size):
+        if stream.queue or self.table_update or not self._fits(stream, size):
             return False
         stream_id = stream.id
         self._frames.append(
@@ -104,6 +110,7 @@ class Outbox:
         """Forget what a stream has queued."""
         if stream.queue:
             stream.queue.clear()
+        self.queued -= stream.queued
         stream.queued = 0
         _tell_drained(stream)
 
@@ -128,6 +135,10 @@ class Outbox:
             limit -= self._turn(stream, min(limit, TURN), out)
         return out
 
+    def _header_frames(self, stream: Stream, block: bytes, end: bool) -> bytes:
+        block, self.table_update = self.table_update + block, b""
+        return frames.header_frames(stream.id, block, end, self.frame_size)
+
     def _fits(self, stream: Stream, size: int) -> bool:
         return (
             size <= self.frame_size
@@ -148,8 +159,7 @@ class Outbox:
         while queue:
             kind, payload, end = queue[0]
             if kind == HEADERS:
-                block = bytes(payload)
-                out.append(frames.header_frames(stream.id, block, end, self.frame_size))
+                out.append(self._header_frames(stream, bytes(payload), end))
                 queue.popleft()
                 if end:
                     self._on_end(stream)
@@ -184,6 +194,9 @@ class Outbox:
         self.window -= size
         stream.send_window -= size
         stream.queued -= size
+        self.queued -= size
+        if size >= _WORTH:
+            self.data_frames += -(-size // step)
         at = 0
         while size - at > step:
             out.append(HEAD.pack(step << 8, 0, stream_id))

@@ -10,7 +10,6 @@ from cradled.http2 import frames, hpack
 from cradled.http2.connection import (
     CONNECTION_WINDOW,
     FRAME_SIZE,
-    HEADERS_LIMIT,
     STREAM_WINDOW,
     Connection,
 )
@@ -38,6 +37,7 @@ from cradled.http2.frames import (
     rst_stream,
     window_update,
 )
+from cradled.http2.limits import CONTROL_SIZE, HEADERS_LIMIT
 from cradled.http2.streams import DataReceived, GoneAway, HeadersReceived, StreamReset
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -604,10 +604,9 @@ GREETED_ERRORS = {
         "FRAME_SIZE_ERROR",
     ),
     "bad hpack": (request(block=b"\x80"), "COMPRESSION_ERROR"),
-    "many headers": (
-        request(block=b"\x40\x01a\x7f\xa1\x1e" + bytes(4000) + b"\xbe" * 100),
-        "ENHANCE_YOUR_CALM",
-    ),
+    "long ping": (frame(PING, 0, 0, bytes(CONTROL_SIZE + 1)), "FRAME_SIZE_ERROR"),
+    "long headers": (request(block=bytes(CONTROL_SIZE + 1)), "ENHANCE_YOUR_CALM"),
+    "long settings": (frame(SETTINGS, 0, 0, bytes(6 * 20_000)), "ENHANCE_YOUR_CALM"),
     "endless block": (
         frame(HEADERS, 0, 1, BLOCK) + frame(CONTINUATION, 0, 1, bytes(16_000)) * 5,
         "ENHANCE_YOUR_CALM",
@@ -633,6 +632,11 @@ def test_errors_of_the_connection(name, cut):
 
 
 STREAM_ERRORS = {
+    "many trailers": (
+        request(flags=END_HEADERS)
+        + request(block=b"\x40\x01a\x7f\xa1\x1e" + bytes(4000) + b"\xbe" * 100),
+        "FRAME_SIZE_ERROR",
+    ),
     "data after the end": (request() + frame(DATA, 0, 1, b"x"), "STREAM_CLOSED"),
     "headers after the end": (request() + request(), "STREAM_CLOSED"),
     "headers twice": (request(flags=END_HEADERS) * 2, "PROTOCOL_ERROR"),
