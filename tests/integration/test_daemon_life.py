@@ -179,7 +179,9 @@ def test_unusable_root(tmp_path: Path) -> None:
 
 
 def test_command_line(tmp_path: Path) -> None:
-    assert call(tmp_path, "--version").stdout == f"cradled {SERVER_VERSION} unreleased\n"
+    assert call(tmp_path, "--version").stdout == (
+        f"cradled github.com/containerd/containerd/v2 {SERVER_VERSION} unreleased\n"
+    )
     assert "usage: cradled" in call(tmp_path, "--help").stdout
     wrong = call(tmp_path, "--nonsense")
     assert (wrong.returncode, wrong.stdout) == (2, "")

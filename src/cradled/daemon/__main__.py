@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from cradled.daemon import arguments, builtins, config_file, listeners
 from cradled.daemon.config import DEFAULT_PATH, Config, ConfigError, Debug, build
-from cradled.version import REVISION, SERVER_VERSION
+from cradled.errors import Error
+from cradled.version import PACKAGE, REVISION, SERVER_VERSION
 
 if TYPE_CHECKING:
     from cradled.daemon.config_check import Problem
@@ -29,29 +30,41 @@ def main() -> int:
         return 2
     try:
         return _run(args)
-    except (ConfigError, listeners.StartError) as error:
+    except (ConfigError, Error, listeners.StartError) as error:
         print(f"cradled: {error}", file=sys.stderr)
         return 1
 
 
 def _run(args: arguments.Arguments) -> int:
+    if args.command == "serve":
+        config, problems = configure(args)
+        return _serve(config, problems, args.exit_idle)
     if args.command == "help":
         print(arguments.USAGE, end="")
-    elif args.command == "version":
-        print(f"cradled {SERVER_VERSION} {REVISION}")
-    elif args.command == "default":
-        from cradled.daemon import config_text
+        return 0
+    if args.command == "version":
+        print(f"cradled {PACKAGE} {SERVER_VERSION} {REVISION}")
+        return 0
+    if args.command == "hook":
+        from cradled.daemon import oci_hook
 
-        print(config_text.full(Config(), builtins.REGISTRATIONS), end="")
-    else:
-        config, problems = configure(args)
-        if args.command == "dump":
-            from cradled.daemon import config_text
+        oci_hook.run(sys.stdin.read(), args.operands)
+    return _command(args)
 
-            print(config_text.full(config, builtins.REGISTRATIONS), end="")
-        else:
-            return _serve(config, problems, args.exit_idle)
-    return 0
+
+def _command(args: arguments.Arguments) -> int:
+    from cradled.daemon import commands
+
+    if args.command == "default":
+        return commands.default()
+    if args.command == "migrate":
+        return commands.migrate_file(args)
+    if args.command == "check":
+        return commands.check(args)
+    if args.command == "publish":
+        address = args.address or builtins.endpoints(configure(args)[0])[0].address
+        return commands.publish(address, args.topic, args.namespace)
+    return commands.dump(configure(args)[0])
 
 
 def configure(args: arguments.Arguments) -> tuple[Config, list[Problem]]:
@@ -59,9 +72,12 @@ def configure(args: arguments.Arguments) -> tuple[Config, list[Problem]]:
 
     Raises ConfigError.
     """
-    known = config_file.Known({r.uri: r.config for r in builtins.REGISTRATIONS})
-    path = args.config or DEFAULT_PATH
-    config, problems = config_file.load(path, must_exist=bool(args.config), known=known)
+    config, problems = config_file.load(
+        args.config or DEFAULT_PATH,
+        must_exist=bool(args.config),
+        known=builtins.known(),
+        strict=args.strict,
+    )
     root = os.path.abspath(args.root or config.root)
     state = os.path.abspath(args.state or config.state)
     if root == state:

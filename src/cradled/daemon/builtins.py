@@ -13,6 +13,7 @@ from typing import Any
 
 from cradled.daemon import durations, sections
 from cradled.daemon.config import Config
+from cradled.daemon.config_file import Known
 from cradled.plugin import types as t
 from cradled.plugin.types import InitContext, Late, Registration, SkipPlugin
 from cradled.version import REVISION, SERVER_VERSION
@@ -53,6 +54,11 @@ def with_address(config: Config, address: str) -> Config:
     for registration, path in ((_GRPC_SERVER, address), (_TTRPC_SERVER, f"{address}.ttrpc")):
         plugins[registration.uri] = {**plugins.get(registration.uri, {}), "address": path}
     return config._replace(plugins=plugins)
+
+
+def known() -> Known:
+    """What configuration files can say to our plugins."""
+    return Known({r.uri: r.config for r in REGISTRATIONS}, sections.INERT)
 
 
 async def _content(context: InitContext) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cradled.daemon.config import (
@@ -45,14 +45,15 @@ def load(
     Raises ConfigError that tells all that cannot be used; when ``strict``, all warnings too.
     """
     config, problems = examine(path, must_exist=must_exist, known=known)
-    bad = [problem for problem in problems if problem.level in _fatal(strict)]
-    if bad:
+    if bad := fatal(problems, strict):
         raise ConfigError("\n".join(map(str, bad)))
     return config, problems
 
 
-def _fatal(strict: bool) -> tuple[str, ...]:
-    return ("error", "warning") if strict else ("error",)
+def fatal(problems: Sequence[Problem], strict: bool) -> list[Problem]:
+    """Those with which the daemon does not start."""
+    levels = ("error", "warning") if strict else ("error",)
+    return [problem for problem in problems if problem.level in levels]
 
 
 def examine(path: str, *, must_exist: bool, known: Known) -> tuple[Config, list[Problem]]:

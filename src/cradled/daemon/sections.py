@@ -6,10 +6,12 @@ cost a tenth of a dataclass at the start.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from cradled.daemon.config import DEFAULT_ADDRESS
 from cradled.daemon.durations import Duration
+from cradled.plugin import types as t
 
 
 class GrpcServer(NamedTuple):
@@ -91,3 +93,9 @@ class PolicyPython(NamedTuple):
     """``entry_point``: a name in the group ``cradled.policies``; empty: none."""
 
     entry_point: str = ""
+
+
+INERT: Mapping[str, Mapping[str, str]] = {
+    f"{t.SNAPSHOTTER}.overlayfs": {"slow_chown": "this snapshotter does not remap owners"},
+}
+"""Why some keys that are known change nothing, by plugin and key."""

@@ -20,6 +20,15 @@ from cradled.daemon.arguments import Arguments, UsageError, parse
         ("-v", Arguments("version")),
         ("--version --nonsense", Arguments("version")),
         ("-h", Arguments("help")),
+        ("config migrate", Arguments("migrate")),
+        ("config migrate f", Arguments("migrate", config="f")),
+        ("--strict -c g config check f", Arguments("check", config="f", strict=True)),
+        (
+            "--address a publish --topic=/t --namespace n",
+            Arguments("publish", address="a", topic="/t", namespace="n"),
+        ),
+        ("oci-hook -- /bin/x -v --topic", Arguments("hook", operands=("/bin/x", "-v", "--topic"))),
+        ("oci-hook /bin/x -- y", Arguments("hook", operands=("/bin/x", "--", "y"))),
     ],
 )
 def test_lines(line: str, wanted: Arguments) -> None:
@@ -33,6 +42,9 @@ def test_lines(line: str, wanted: Arguments) -> None:
         ("--root", "flag --root needs a value"),
         ("run", "unknown command run"),
         ("config", "unknown command config"),
+        ("config dump f", "unknown command config dump f"),
+        ("config check f g", "unknown command config check f g"),
+        ("--topic /t", "flag --topic belongs to publish"),
         ("--exit-idle soon", "number of seconds"),
         ("--exit-idle -1", "number of seconds"),
         ("--exit-idle inf", "number of seconds"),

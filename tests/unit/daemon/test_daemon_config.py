@@ -13,7 +13,7 @@ from cradled.daemon.spelling import nearest
 from cradled.plugin import types as t
 
 SCHEDULER = "io.containerd.gc.v1.scheduler"
-KNOWN = config_file.Known({r.uri: r.config for r in builtins.REGISTRATIONS})
+KNOWN = builtins.known()
 
 
 @pytest.fixture
