@@ -1,9 +1,13 @@
 """Async. The event exchange: what one publishes, all subscribers get, in the order published.
 
-``publish`` never waits: each subscriber has a queue of its own, and one that lets 64 Ki events
-gather is cut off. An event is serialised at most once however many subscribers there are, and its
-payload is opened only when somebody filters on its fields. Subscribers with equal filters are
-matched together. A subscription that nobody holds any more is forgotten.
+``publish`` never waits. What is published in one turn of the loop, or within a millisecond when it
+comes thick, is handed out as one batch, so that a subscriber wakes once for many events. Those
+with equal filters are matched together and share the batch, serialised and framed once however
+many they are; an event's payload is opened only when somebody filters on its fields.
+
+Batches wait for each subscriber without a bound in number but within ``QUEUE_BYTES``: whoever lets
+more gather is cut off, gets what had waited until then, and an error after it. A subscription that
+nobody holds any more is forgotten.
 """
 
 from __future__ import annotations
@@ -21,10 +25,16 @@ from cradled.core.events import Envelope
 from cradled.errors import InvalidArgument, ResourceExhausted
 from cradled.events import topics
 from cradled.events.journal import Journal
+from cradled.rpc.service import Batch
 
 _log = logging.getLogger(__name__)
 
-QUEUE_LIMIT = 65536
+QUEUE_BYTES = 64 << 20
+"""What may wait for one subscriber."""
+
+_BATCH_BYTES = 15 << 10  # a batch goes out in one frame of the size that all peers take
+_SPACING = 0.001  # seconds between batches
+_OVERHEAD = 64  # bytes of an event beside its texts and payload, about
 
 
 class Exchange:
@@ -33,6 +43,8 @@ class Exchange:
     def __init__(self, journal: Journal | None = None) -> None:
         self._journal = journal
         self._groups: dict[tuple[str, ...], _Group] = {}
+        self._handle: asyncio.Handle | None = None
+        self._handed_out = 0.0
 
     def publish(self, envelopes: Sequence[Envelope], /) -> None:
         """Hand events to all subscribers. Raises InvalidArgument, and then publishes none."""
@@ -57,9 +69,7 @@ class Exchange:
         group = self._groups.get(key)
         if group is None:
             group = self._groups.setdefault(key, _Group(filters.parse(key)))
-        subscription = Subscription(group.members)
-        group.members.add(subscription)
-        return subscription
+        return group.join()
 
     def _publish(self, record: _Record) -> None:
         if self._journal is not None and record.envelope.topic.startswith(topics.TASKS):
@@ -71,19 +81,34 @@ class Exchange:
             if not group.members:
                 del self._groups[key]
             elif group.filter.match(record.field):
-                for subscription in list(group.members):
-                    subscription.put(record)
+                group.add(record)
+                if self._handle is None:
+                    self._handle = self._soon()
+
+    def _soon(self) -> asyncio.Handle:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._handed_out >= _SPACING:
+            return loop.call_soon(self._hand_out)
+        return loop.call_later(_SPACING, self._hand_out)
+
+    def _hand_out(self) -> None:
+        self._handle = None
+        self._handed_out = asyncio.get_running_loop().time()
+        for group in self._groups.values():
+            group.hand_out()
 
 
 class Subscription:
-    """An endless iterator of envelopes; ``encoded`` yields them serialised. Use one of the two.
+    """An endless iterator of envelopes; ``batches`` yields them serialised. Use one of the two.
 
     Raises ResourceExhausted after the last event that a subscriber got before it was cut off.
     """
 
-    def __init__(self, members: weakref.WeakSet[Subscription]) -> None:
-        self._members = members
-        self._queue: deque[_Record] = deque()
+    def __init__(self, group: _Group) -> None:
+        self._group = group
+        self._queue: deque[_Chunk] = deque()
+        self._size = 0
+        self._envelopes: deque[Envelope] = deque()  # of a chunk that is being iterated
         self._waiter: asyncio.Future[None] | None = None
         self._cut = False
 
@@ -91,45 +116,99 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Envelope:
-        return (await self._next()).envelope
+        if not self._envelopes:
+            self._envelopes.extend((await self._next()).envelopes)
+        return self._envelopes.popleft()
 
-    async def encoded(self) -> AsyncIterator[bytes]:
-        """Each envelope as the bytes of its message."""
+    async def batches(self) -> AsyncIterator[Batch]:
+        """The envelopes' messages, as many at a time as there are, up to a frame."""
         while True:
-            yield (await self._next()).encoded
+            yield (await self._next()).batch
 
     def close(self) -> None:
         """Get nothing more; what waits can still be read."""
-        self._members.discard(self)
+        self._group.leave(self)
 
-    def put(self, record: _Record) -> None:
-        """For the exchange: add an event, or cut this subscriber off."""
-        if len(self._queue) >= QUEUE_LIMIT:
+    def put(self, chunk: _Chunk) -> None:
+        """For the exchange: add events, or cut this subscriber off."""
+        if self._size + chunk.size > QUEUE_BYTES:
             self._cut = True
-            self._members.discard(self)
+            self._group.leave(self)
         else:
-            self._queue.append(record)
+            self._size += chunk.size
+            self._queue.append(chunk)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _next(self) -> _Record:
+    async def _next(self) -> _Chunk:
         while not self._queue:
             if self._cut:
-                raise ResourceExhausted("event subscriber is too slow: cut off")
+                limit = QUEUE_BYTES >> 20
+                raise ResourceExhausted(f"event subscriber is too slow: over {limit} MiB waited")
+            if self._group.hand_out():
+                continue
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._queue.popleft()
+        chunk = self._queue.popleft()
+        self._size -= chunk.size
+        return chunk
 
 
 class _Group:
-    """The subscribers that gave the same filters."""
+    """The subscribers that gave the same filters, and what is to be handed out to them."""
 
     def __init__(self, parsed: filters.Filter) -> None:
         self.filter = parsed
         self.members: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._records: list[_Record] = []
+        self._size = 0
+
+    def join(self) -> Subscription:
+        """A new member; what was published before is not for it."""
+        self.hand_out()
+        subscription = Subscription(self)
+        self.members.add(subscription)
+        return subscription
+
+    def leave(self, subscription: Subscription) -> None:
+        if subscription in self.members:
+            self.hand_out()
+            self.members.discard(subscription)
+
+    def add(self, record: _Record) -> None:
+        self._records.append(record)
+        self._size += record.size
+        if self._size >= _BATCH_BYTES:
+            self.hand_out()
+
+    def hand_out(self) -> bool:
+        """Give what was added to all members; False if that is nothing."""
+        if not self._records:
+            return False
+        chunk = _Chunk(self._records, self._size)
+        self._records, self._size = [], 0
+        for subscription in list(self.members):
+            subscription.put(chunk)
+        return True
+
+
+class _Chunk:
+    """Events that are handed out together."""
+
+    def __init__(self, records: list[_Record], size: int) -> None:
+        self.size = size
+        self._records = records
+
+    @property
+    def envelopes(self) -> list[Envelope]:
+        return [record.envelope for record in self._records]
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        return Batch([record.encoded for record in self._records])
 
 
 class _Record:
@@ -137,6 +216,8 @@ class _Record:
 
     def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
+        event = envelope.event
+        self.size = _OVERHEAD + len(envelope.topic) + len(event.type_url) + len(event.value)
 
     @functools.cached_property
     def encoded(self) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from cradled.http2.hpack import Field
 from cradled.http2.streams import Buffer, Event, Stream
 from cradled.http2.windows import LOW
 from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader
+from cradled.rpc.service import Batch
 
 _CHUNK = 256 << 10  # bytes handed to the socket at a time
 _JOINED = 16 << 10  # messages up to this size are copied behind their prefix
@@ -122,17 +123,19 @@ class GrpcConnection(asyncio.BufferedProtocol):
         prefix = PREFIX.pack(0, size)
         if size <= _JOINED:
             self.http2.send_data(stream, b"".join((prefix, *parts)), end)
-            self._unwritten += size
-            if self._unwritten < _CHUNK:
-                self.flush_soon()
-            else:  # a sender that never waits must notice when the socket is full
-                self.flush()
+            self._flush_after(size)
             return
         self.http2.send_data(stream, prefix)
         for part in parts[:-1]:
             self.http2.send_data(stream, part)
         self.http2.send_data(stream, parts[-1], end)
         self.flush()
+
+    def send_batch(self, stream: Stream, batch: Batch) -> None:
+        """Send several messages; raises ResourceExhausted for one over the limit."""
+        batch.framed = framed = batch.framed or _framed(batch.messages)
+        self.http2.send_data(stream, framed)
+        self._flush_after(len(framed))
 
     async def drained(self, stream: Stream) -> None:
         """Wait until a stream is worth more data, or is over."""
@@ -161,11 +164,26 @@ class GrpcConnection(asyncio.BufferedProtocol):
                     transport.pause_reading()
                 break
 
+    def _flush_after(self, size: int) -> None:
+        """Write soon, or at once where many small messages have gathered."""
+        self._unwritten += size
+        if self._unwritten < _CHUNK:
+            self.flush_soon()
+        else:  # a sender that never waits must notice when the socket is full
+            self.flush()
+
     def flush_soon(self) -> None:
         """Write before the loop waits again."""
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self.flush)
+
+
+def _framed(messages: Sequence[bytes]) -> bytes:
+    largest = max(map(len, messages))
+    if largest > MAX_MESSAGE:
+        raise too_large(largest)
+    return b"".join([PREFIX.pack(0, len(message)) + message for message in messages])
 
 
 def wake(future: asyncio.Future[None] | None) -> None:

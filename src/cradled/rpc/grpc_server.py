@@ -26,7 +26,7 @@ from cradled.rpc.call import Call, Peer
 from cradled.rpc.eager import Starter
 from cradled.rpc.grpc_connection import GrpcConnection, too_large, wake
 from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader, RequestHead
-from cradled.rpc.service import Encoded, Endpoint, Message, Router, encode
+from cradled.rpc.service import Batch, Encoded, Endpoint, Message, Router, encode
 from cradled.rpc.status import Code, to_status
 
 if TYPE_CHECKING:
@@ -314,8 +314,11 @@ class _ServerConnection(GrpcConnection):
                 if exchange.over:
                     return
                 self._send_headers(exchange)
-                parts = response.parts if type(response) is Encoded else (encode(response),)
-                self.send_message(exchange.stream, *parts)
+                if type(response) is Batch:
+                    self.send_batch(exchange.stream, response)
+                else:
+                    parts = response.parts if type(response) is Encoded else (encode(response),)
+                    self.send_message(exchange.stream, *parts)
                 await self.drained(exchange.stream)
         if not exchange.over:
             self._send_headers(exchange)

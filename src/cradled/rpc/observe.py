@@ -17,7 +17,7 @@ from cradled import spans
 from cradled.api.pool import Method
 from cradled.measures import Histogram
 from cradled.rpc.call import NAMESPACE, Call
-from cradled.rpc.service import Handler, Message
+from cradled.rpc.service import Batch, Handler, Message
 from cradled.rpc.status import Code, code_of
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -115,7 +115,7 @@ def _streaming(calls: Calls, handler: Handler) -> Handler:
         try:
             async with aclosing(handler(call, request)) as responses:
                 async for response in responses:
-                    calls.sent += 1
+                    calls.sent += len(response) if type(response) is Batch else 1
                     yield response
         except BaseException as exc:
             calls.failed(call, span, exc)

@@ -7,15 +7,15 @@ A service is a plain object. The rpc ``ListStream`` is answered by its method ``
     async def upload(self, call, requests): ...        # client streaming: ``async for`` requests
     async def write(self, call, requests): ...         # both: iterates requests, yields responses
 
-In place of a message a handler may return or yield ``Encoded``. Errors are raised
-(``cradled.errors``). A call that the client gave up, or whose deadline passed, is cancelled
+In place of a message a handler may return or yield ``Encoded``, or yield a ``Batch``. Errors are
+raised (``cradled.errors``). A call that the client gave up, or whose deadline passed, is cancelled
 as a task is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -42,6 +42,23 @@ class Encoded:
 
     def __bytes__(self) -> bytes:
         return b"".join(self.parts)
+
+
+class Batch:
+    """Several responses of a stream that are at hand at the same time, each serialised already.
+
+    One object may be yielded to many callers: what a transport makes of it is kept in ``framed``
+    and used for all of them.
+    """
+
+    __slots__ = ("framed", "messages")
+
+    def __init__(self, messages: Sequence[bytes]) -> None:
+        self.messages = messages
+        self.framed = b""
+
+    def __len__(self) -> int:
+        return len(self.messages)
 
 
 class Endpoint(NamedTuple):
@@ -122,4 +139,8 @@ async def run(
         return
     async with aclosing(endpoint.handler(call, request)) as responses:
         async for response in responses:
-            await send(response)
+            if type(response) is Batch:
+                for message in response.messages:
+                    await send(Encoded(message))
+            else:
+                await send(response)

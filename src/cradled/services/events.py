@@ -14,7 +14,7 @@ from cradled.core.events import Envelope
 from cradled.errors import Error, InvalidArgument
 from cradled.events.exchange import Exchange
 from cradled.rpc.call import Call
-from cradled.rpc.service import Encoded
+from cradled.rpc.service import Batch
 
 
 class EventsService:
@@ -31,15 +31,15 @@ class EventsService:
         forward(self._exchange.forward, request.envelope)
         return Empty()
 
-    async def subscribe(self, call: Call, request: pb.SubscribeRequest) -> AsyncIterator[Encoded]:
+    async def subscribe(self, call: Call, request: pb.SubscribeRequest) -> AsyncIterator[Batch]:
         try:
             subscription = self._exchange.subscribe(request.filters)
         except InvalidArgument as error:
             text = f"subscription error: failed parsing subscription filters: {error}"
             raise Error(text) from error
         try:
-            async for envelope in subscription.encoded():
-                yield Encoded(envelope)
+            async for batch in subscription.batches():
+                yield batch
         finally:
             subscription.close()
 

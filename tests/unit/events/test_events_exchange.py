@@ -66,11 +66,58 @@ async def test_a_waiting_subscriber_is_woken() -> None:
 
 async def test_encoded_is_the_message() -> None:
     exchange = Exchange()
-    first, second = exchange.subscribe().encoded(), exchange.subscribe().encoded()
-    exchange.publish([envelope(1_500_000_000)])
-    data = await anext(first)
-    assert await anext(second) is data
-    assert convert.from_proto(EnvelopeMessage.FromString(data)) == envelope(1_500_000_000)
+    first, second = exchange.subscribe().batches(), exchange.subscribe().batches()
+    sent = [envelope(1_500_000_000), envelope(2)]
+    exchange.publish(sent)
+    batch = await anext(first)
+    assert await anext(second) is batch
+    parsed = [EnvelopeMessage.FromString(message) for message in batch.messages]
+    assert [convert.from_proto(message) for message in parsed] == sent
+
+
+async def test_what_comes_in_one_turn_is_one_batch_and_one_waking() -> None:
+    exchange = Exchange()
+    subscription = exchange.subscribe()
+    batches: asyncio.Queue[int] = asyncio.Queue()
+
+    async def read() -> None:
+        async for batch in subscription.batches():
+            batches.put_nowait(len(batch))
+
+    task = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    for number in range(1, 11):
+        exchange.publish([envelope(number)])
+    assert batches.empty()
+    assert await batches.get() == 10
+    exchange.publish([envelope(11)])  # soon after another: waits a little for more
+    exchange.publish([envelope(12)])
+    assert await batches.get() == 2
+    task.cancel()
+
+
+async def test_a_batch_is_no_larger_than_a_frame() -> None:
+    exchange = Exchange()
+    subscription = exchange.subscribe()
+    exchange.publish([envelope(number, event=AnyValue("x", bytes(1000))) for number in range(100)])
+    sizes, count = [], 0
+    async for batch in subscription.batches():
+        sizes.append(sum(map(len, batch.messages)) + 5 * len(batch))
+        count += len(batch)
+        if count == 100:
+            break
+    assert len(sizes) > 5
+    assert max(sizes) <= 16384
+
+
+async def test_who_comes_later_gets_nothing_of_before() -> None:
+    exchange = Exchange()
+    early = exchange.subscribe()
+    exchange.publish([envelope(1)])
+    late = exchange.subscribe()
+    exchange.publish([envelope(2)])
+    assert [each.timestamp for each in waiting(late)] == [2]
+    assert [each.timestamp for each in waiting(early)] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -141,20 +188,20 @@ async def test_a_closed_one_gets_nothing_more() -> None:
 
 
 async def test_a_slow_one_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "QUEUE_LIMIT", 3)
+    monkeypatch.setattr(exchanges, "QUEUE_BYTES", 3 << 20)
     exchange = Exchange()
     slow, quick = exchange.subscribe(), exchange.subscribe()
     for number in range(1, 6):
-        exchange.publish([envelope(number)])
+        exchange.publish([envelope(number, event=AnyValue("x", bytes(900 << 10)))])
         assert (await anext(quick)).timestamp == number
     assert [(await anext(slow)).timestamp for _ in range(3)] == [1, 2, 3]
     for _ in range(2):
-        with pytest.raises(ResourceExhausted, match="too slow"):
+        with pytest.raises(ResourceExhausted, match="subscriber is too slow: over 3 MiB waited"):
             await anext(slow)
 
 
 async def test_one_that_waits_while_cut_off_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "QUEUE_LIMIT", 0)
+    monkeypatch.setattr(exchanges, "QUEUE_BYTES", 0)
     exchange = Exchange()
     task = asyncio.ensure_future(anext(exchange.subscribe()))
     await asyncio.sleep(0)
