@@ -310,6 +310,7 @@ class _ClientConnection(GrpcConnection):
 
     def handle(self, event: Event) -> None:
         if type(event) is GoneAway:
+            self._retired = True  # Go's server waits for us to hang up
             self._admit(len(self._waiting))
             return
         call: GrpcStream | None = event.stream.context  # type: ignore[union-attr]
