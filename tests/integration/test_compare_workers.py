@@ -213,7 +213,8 @@ async def test_the_topmost_layer_tells_all(
     base, middle = overlay.layer(), overlay.layer()
     for place, name in ((base, "d/s/one"), (base, "d/two"), (base, "m/a/b/c"), (base, "gone/x"),
                         (base, "same"), (base, "mode"), (middle, "d/s/three"), (middle, "back/y"),
-                        (base, "r/deep/er/z"), (base, "back/old")):  # fmt: skip
+                        (base, "r/deep/er/z"), (base, "back/old"),
+                        (base, "taken/t"), (base, "taker/sub/s")):  # fmt: skip
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(name * 100)
     overlay.layer()
@@ -225,6 +226,8 @@ async def test_the_topmost_layer_tells_all(
         subprocess.run(["mv", "r", "renamed"], cwd=merged, check=True)  # noqa: ASYNC221
         (merged / "renamed/deep/er/more").write_text("more")
         subprocess.run(["mv", "m/a/b", "moved"], cwd=merged, check=True)  # noqa: ASYNC221
+        shutil.rmtree(merged / "taken")
+        subprocess.run(["mv", "taker", "taken"], cwd=merged, check=True)  # noqa: ASYNC221
         (merged / "mode").chmod(0o600)
         shutil.rmtree(merged / "back")
         (merged / "back").write_text("no directory now")
@@ -239,7 +242,8 @@ async def test_the_topmost_layer_tells_all(
     full = await layer_of(differ, content, [below, *overlay.left], [below, *overlay.right])
     assert quick == full
     assert {".wh.gone", "d/.wh.two", "d/s/.wh.three", "d/s/new", "renamed/deep/er/z", "moved/c",
-            "back", "mode", ".wh.r", "m/a/.wh.b"} <= set(names(quick))  # fmt: skip
+            "back", "mode", ".wh.r", "m/a/.wh.b", "taken/.wh.t",
+            "taken/sub/s"} <= set(names(quick))  # fmt: skip
     assert "same" not in names(quick)
     assert await layer_of(differ, content, overlay.left, overlay.committed) == quick
 
