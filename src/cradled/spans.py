@@ -22,11 +22,15 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
+from functools import wraps
 from itertools import count
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SINGLES = 256
 """Traces of one span that are kept."""
@@ -192,6 +196,22 @@ class call(span):
             _singles.append(self)
         else:
             _keep(self)
+
+
+def traced(
+    name: str,
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
+    """For a coroutine function: each call of it is a step of this name."""
+
+    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        @wraps(function)
+        async def stepped(*args: P.args, **kwargs: P.kwargs) -> T:
+            with span(name):
+                return await function(*args, **kwargs)
+
+        return stepped
+
+    return decorate
 
 
 def current() -> span | None:

@@ -10,6 +10,7 @@ from cradled.gc.mark import Marker
 from cradled.gc.policy import Config, Policy
 from cradled.metadata.db import Database
 from cradled.metadata.gc import Collection, Stats
+from cradled.spans import span, traced
 
 _log = logging.getLogger(__name__)
 
@@ -68,17 +69,20 @@ class Scheduler:
                 _log.exception("garbage collection failed")
                 self._policy.failed(loop.time())
 
+    @traced("gc")
     async def _collect(self) -> Stats:
         loop = asyncio.get_running_loop()
         start = loop.time()
         self._policy.started()
         collection = self._db.collection()
         try:
-            await collection.load()
+            with span("gc.load"):
+                await collection.load()
             stats = await _mark_and_sweep(collection)
         finally:
             collection.close()
-        await collection.clean()
+        with span("gc.clean"):
+            await collection.clean()
         stats.seconds = loop.time() - start
         self._policy.ended(stats.seconds, loop.time())
         return stats
@@ -93,6 +97,8 @@ class Scheduler:
 async def _mark_and_sweep(collection: Collection) -> Stats:
     marker = Marker(collection.successors)
     marker.shade(collection.roots)
-    for _ in marker.steps():
-        await asyncio.sleep(0)
-    return await collection.sweep(marker.marked, marker.mark_on)
+    with span("gc.mark"):
+        for _ in marker.steps():
+            await asyncio.sleep(0)
+    with span("gc.sweep"):
+        return await collection.sweep(marker.marked, marker.mark_on)

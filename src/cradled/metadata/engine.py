@@ -28,11 +28,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from cradled import failpoints
+from cradled import failpoints, spans
+from cradled.aio import lag
 from cradled.core.events import Envelope, Publisher
 from cradled.errors import Internal, ResourceExhausted
+from cradled.measures import COUNTS, Histogram
 from cradled.metadata import migrations
 
 T = TypeVar("T")
@@ -94,6 +96,8 @@ class _Job(Generic[T]):
         "error",
         "events",
         "result",
+        "span",
+        "submitted",
         "then",
         "waiter",
     )
@@ -103,6 +107,8 @@ class _Job(Generic[T]):
     ) -> None:
         self.command = command
         self.then = then
+        self.span = spans.current()
+        self.submitted = time.monotonic_ns()
         self.waiter: asyncio.Future[None] | None = None
         self.done = False
         self.result: T | None = None
@@ -120,11 +126,31 @@ class _Job(Generic[T]):
             self.waiter.set_result(None)
 
 
+class _Times(NamedTuple):
+    """Of one batch, in nanoseconds of the monotonic clock: begun, all commands run, durable."""
+
+    begun: int
+    applied: int
+    committed: int
+
+
+class Measures:
+    """What commits cost: commands of a batch; seconds that a command waited for its batch, that a
+    batch's commands took, and that its COMMIT took, which is one fsync."""
+
+    def __init__(self) -> None:
+        self.sizes = Histogram(COUNTS)
+        self.waits = Histogram()
+        self.applying = Histogram()
+        self.syncs = Histogram()
+
+
 class Engine:
     """One database file, used by one process and one event loop."""
 
     def __init__(self, path: str, publisher: Publisher | None) -> None:
         self.path = path
+        self.measures = Measures()
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
         self.watcher: Callable[[int, int], None] | None = None
@@ -244,8 +270,8 @@ class Engine:
         _fill_log(f"{self.path}-wal")
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             while (job := self._queue.get()) is not None:
-                batch, last = self._write(job)
-                self._loop.call_soon_threadsafe(self._deliver, batch)
+                batch, times, last = self._write(job)
+                self._loop.call_soon_threadsafe(self._deliver, batch, times)
                 del job, batch
                 if last:
                     break
@@ -255,9 +281,10 @@ class Engine:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ended.set_result, None)
 
-    def _write(self, job: _Job[Any]) -> tuple[list[_Job[Any]], bool]:
+    def _write(self, job: _Job[Any]) -> tuple[list[_Job[Any]], _Times, bool]:
         """Commit one batch that begins with this job; also tells whether the end was seen."""
         batch, last, changes = [job], False, self._writer.total_changes
+        begun = applied = time.monotonic_ns()
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             clean = self._attempt(job)
@@ -277,13 +304,14 @@ class Engine:
                 self._writer.execute("BEGIN IMMEDIATE")
                 for each in batch:
                     self._attempt_guarded(each)
+            applied = time.monotonic_ns()
             failpoints.hit("metadata.before_commit")
             self._writer.execute("COMMIT")
             failpoints.hit("metadata.after_commit")
         except Exception as error:
             self._fail(batch, error)
         self._changes += self._writer.total_changes - changes
-        return batch, last
+        return batch, _Times(begun, applied, time.monotonic_ns()), last
 
     def _attempt(self, job: _Job[Any]) -> bool:
         """Run a command; False when it failed after it had changed something."""
@@ -324,7 +352,8 @@ class Engine:
 
     # The loop's thread again.
 
-    def _deliver(self, batch: list[_Job[Any]]) -> None:
+    def _deliver(self, batch: list[_Job[Any]], times: _Times) -> None:
+        self._measure(batch, times)
         done = [job for job in batch if job.error is None and job.changed]
         try:
             events = [event for job in done for event in job.events]
@@ -336,6 +365,20 @@ class Engine:
             _log.exception("cannot tell what was committed")
         for job in batch:
             job.deliver()
+
+    def _measure(self, batch: list[_Job[Any]], times: _Times) -> None:
+        lag.since(times.committed / 1e9)
+        measures = self.measures
+        measures.sizes.observe(len(batch))
+        measures.applying.observe((times.applied - times.begun) / 1e9)
+        measures.syncs.observe((times.committed - times.applied) / 1e9)
+        for job in batch:
+            begun = max(job.submitted, times.begun)  # it may have joined a batch under way
+            measures.waits.observe((begun - job.submitted) / 1e9)
+            if job.span is not None:
+                spans.record(job.span, "metadata.queue", job.submitted, begun)
+                spans.record(job.span, "metadata.apply", begun, times.applied, batch=len(batch))
+                spans.record(job.span, "metadata.fsync", times.applied, times.committed)
 
 
 def _connect(path: str) -> sqlite3.Connection:

@@ -10,6 +10,7 @@ from cradled import digest as digests
 from cradled.core.content import IngestStatus, Writer
 from cradled.core.values import Labels
 from cradled.errors import FailedPrecondition
+from cradled.spans import traced
 
 
 class Store(Protocol):
@@ -68,6 +69,7 @@ class NamespacedWriter:
         else:
             await self._backend.truncate()
 
+    @traced("content.commit")
     async def commit(self, size: int, expected: str, labels: Labels, /) -> None:
         self._check_open()
         ref, offset = self._status.ref, self.status().offset

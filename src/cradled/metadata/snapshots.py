@@ -29,6 +29,7 @@ from cradled.metadata import labels as marks
 from cradled.metadata.backend_names import BackendNames, translated
 from cradled.metadata.engine import Engine, Row, Transaction
 from cradled.metadata.janitor import Janitor
+from cradled.spans import span, traced
 
 TARGET = "containerd.io/snapshot.ref"
 _INHERITED = "containerd.io/snapshot/"
@@ -119,6 +120,7 @@ class Snapshots:
     async def view(self, key: str, parent: str, labels: Labels, /) -> list[Mount]:
         return await self._create(Kind.VIEW, key, parent, labels)
 
+    @traced("snapshot.commit")
     async def commit(self, name: str, key: str, labels: Labels, /, *, parent: str = "") -> None:
         if not name:
             raise InvalidArgument("snapshot name required")
@@ -140,11 +142,13 @@ class Snapshots:
         entry, parent = await self._engine.run(lambda tx: self._begin(tx, intent))
         backend_key, backend_name = entry.backend_key, intent.backend_name
         failpoints.hit("metadata.snapshot.intended")
-        with translated({backend_key: entry.key, backend_name: intent.name, parent: intent.parent}):
+        names = {backend_key: entry.key, backend_name: intent.name, parent: intent.parent}
+        with span("snapshotter.commit", snapshotter=self._name), translated(names):
             await self._backend.commit(backend_name, backend_key, labels, parent=parent)
         failpoints.hit("metadata.snapshot.committed")
         await self._engine.run(lambda tx: finish(tx, intent))
 
+    @traced("snapshot.remove")
     async def remove(self, key: str, /) -> None:
         entry = self._require(key)
 
@@ -178,6 +182,7 @@ class Snapshots:
     async def cleanup(self) -> None:
         await self._backend.cleanup()
 
+    @traced("snapshot.prepare")
     async def _create(self, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
         kept = marks.clean(labels, "info.Labels")
         if not key:
@@ -194,7 +199,10 @@ class Snapshots:
         with self._common.janitor.pinned(backend_key), self._disowned(key, backend_key):
             make = self._backend.prepare if kind is Kind.ACTIVE else self._backend.view
             try:
-                with translated({backend_key: key, backend_parent: parent}):
+                with (
+                    span("snapshotter.prepare", snapshotter=self._name),
+                    translated({backend_key: key, backend_parent: parent}),
+                ):
                     mounts = await make(backend_key, backend_parent, inherited(kept))
             except AlreadyExists:
                 if not target:

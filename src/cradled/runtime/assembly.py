@@ -26,6 +26,7 @@ from cradled.runtime.bundle import Bundle, group_of
 from cradled.runtime.launcher import RUNC_OPTIONS, Launcher, Launchers, runc_options
 from cradled.runtime.shim_client import ShimClient
 from cradled.runtime.task import INIT, ShimLog, Task
+from cradled.spans import span, traced
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ class Assembly:
         bundle = self._bundle(scope.namespace, request.id)
         spec = container.spec.value if container.spec is not None else b""
         async with Undo() as undo:
-            await threads.run("fs", bundle.create, spec, launcher.path, container.sandbox)
+            with span("bundle.create"):
+                await threads.run("fs", bundle.create, spec, launcher.path, container.sandbox)
             undo.push("removal of the bundle", threads.run, "fs", bundle.remove)
             shim_log = ShimLog(bundle)
             undo.push("closing of the log", shim_log.aclose)
@@ -85,6 +87,7 @@ class Assembly:
         """Remove all that is left of a task whose container was deleted."""
         await asyncio.gather(self._hang_up(task), self.remove(task.bundle))
 
+    @traced("shim.bury")
     async def bury(self, bundle: Bundle, launcher: Launcher, pid: int) -> Exit:
         """Clean up after a dead shim; how its container ended, ``UNKNOWN_EXIT`` if none knows."""
         try:
@@ -124,7 +127,8 @@ class Assembly:
     async def remove(self, bundle: Bundle) -> None:
         """Remove a bundle; if that fails it is the next start's."""
         try:
-            await threads.run("fs", bundle.remove)
+            with span("bundle.remove"):
+                await threads.run("fs", bundle.remove)
         except OSError as error:
             log.error("bundle %s was not removed: %s", bundle.path, error)
 
@@ -141,9 +145,13 @@ class Assembly:
             result = bootstrap.parse_address(request.task_api_address, request.task_api_version)
             await threads.run("fs", shim.bundle.save_bootstrap, result)
         else:
-            result = await shim.launcher.start(shim.bundle, options, group)
+            with span("shim.start"):
+                result = await shim.launcher.start(shim.bundle, options, group)
         try:
-            return await ShimClient.connect(result, shim.bundle.namespace, timeout=CONNECT_SECONDS)
+            with span("shim.connect"):
+                return await ShimClient.connect(
+                    result, shim.bundle.namespace, timeout=CONNECT_SECONDS
+                )
         except OSError as error:
             raise errors.Error(f"failed to connect to shim: {error}") from error
 

@@ -27,6 +27,7 @@ from cradled.linux import cgroup, oom, unix
 from cradled.runtime import bootstrap
 from cradled.runtime.bootstrap import Bootstrap, Daemon
 from cradled.runtime.bundle import Bundle
+from cradled.spans import span
 from cradled.zygote.client import Zygote, import_path
 
 log = logging.getLogger(__name__)
@@ -243,14 +244,15 @@ class ZygoteLauncher:
             "runc_root": self._runc_root,
         }
         try:
-            _, pidfd = await self._zygote.fork(
-                OWN_ENTRY,
-                params,
-                [listener.fileno()],
-                name="cradled-shim",
-                oom_score_adj=min(oom.score() + 1, oom.MAX_SCORE),
-                cgroups=_shim_cgroups(options),
-            )
+            with span("zygote.fork"):
+                _, pidfd = await self._zygote.fork(
+                    OWN_ENTRY,
+                    params,
+                    [listener.fileno()],
+                    name="cradled-shim",
+                    oom_score_adj=min(oom.score() + 1, oom.MAX_SCORE),
+                    cgroups=_shim_cgroups(options),
+                )
         except BaseException:
             os.unlink(path)
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cradled import spans
 from cradled.api import task_v2_pb2
 from cradled.api import task_v3_pb2 as pb
 from cradled.convert import mounts
@@ -30,7 +31,7 @@ class ShimClient:
 
     def __init__(self, channel: TtrpcChannel, namespace: str, version: int) -> None:
         self._channel = channel
-        self._metadata = ((NAMESPACE_TTRPC, namespace),)
+        self._metadata: tuple[tuple[str, str], ...] = ((NAMESPACE_TTRPC, namespace),)
         self._service = pb.Task if version >= 3 else task_v2_pb2.Task
 
     @classmethod
@@ -172,4 +173,8 @@ class ShimClient:
 
     async def _call(self, name: str, request: Any, *, timeout: float | None = None) -> Any:
         method = self._service.methods[name]
-        return await self._channel.call(method, request, metadata=self._metadata, timeout=timeout)
+        with spans.span(f"shim.{name}"):
+            metadata = self._metadata
+            if parent := spans.traceparent():
+                metadata = (*metadata, (spans.TRACEPARENT, parent))
+            return await self._channel.call(method, request, metadata=metadata, timeout=timeout)

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from cradled import errors
+from cradled import errors, spans
 from cradled.core.tasks import Exit, Process, Status, Stdio
 from cradled.runtime.bundle import Bundle
 from cradled.runtime.launcher import Launcher
@@ -130,6 +130,7 @@ class Task:
                 future.set_exception(errors.Error("ttrpc: closed"))
 
     async def _watch(self, exec_id: str, future: asyncio.Future[Exit]) -> None:
+        spans.detach()  # it goes on when the call that began it has long been answered
         try:
             status, at = await self.client.wait(self.id, exec_id)
         except errors.Error as error:

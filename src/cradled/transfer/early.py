@@ -21,6 +21,7 @@ from cradled.core.mount import Mount
 from cradled.core.snapshots import Snapshotter
 from cradled.core.values import Descriptor
 from cradled.errors import Error, NotFound
+from cradled.spans import span
 
 
 class Unpacked(NamedTuple):
@@ -83,15 +84,24 @@ class EarlyLayers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _unpack(self, layer: Descriptor) -> Unpacked:
-        async with self._room:
-            key = f"extract-{time.time_ns()}-{secrets.token_urlsafe(3)} {layer.digest}"
-            self._keys.append(key)
-            mounts = await self._snapshots.prepare(key, "", {})
-            reader = await self._content.open(layer.digest)
-            try:
+        with span("unpack.wait"):
+            await self._room.acquire()
+        try:
+            with span("unpack.layer", layer=layer.digest):
+                return await self._unpack_now(layer)
+        finally:
+            self._room.release()
+
+    async def _unpack_now(self, layer: Descriptor) -> Unpacked:
+        key = f"extract-{time.time_ns()}-{secrets.token_urlsafe(3)} {layer.digest}"
+        self._keys.append(key)
+        mounts = await self._snapshots.prepare(key, "", {})
+        reader = await self._content.open(layer.digest)
+        try:
+            with span("unpack.apply", size=layer.size):
                 apart = await self._applier.apply_apart(layer, reader, directory(mounts))
-            finally:
-                reader.close()
+        finally:
+            reader.close()
         return Unpacked(key, mounts, apart)
 
 

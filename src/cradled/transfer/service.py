@@ -14,6 +14,7 @@ from cradled.core.values import Descriptor
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
 from cradled.oci import image as oci
 from cradled.oci import platforms
+from cradled.spans import span
 from cradled.transfer import exporter, graph, importer, naming
 from cradled.transfer.exporter import ExportOptions
 from cradled.transfer.graph import Stores
@@ -56,8 +57,10 @@ class Transfers:
         async with contextlib.AsyncExitStack() as stack:
             early = self._unpacker.early(stores, unpacks[0].snapshotter) if unpacks else None
             begin = (await stack.enter_async_context(early)).begin if early else None
-            index = await importer.take_in(stores.content, chunks, begin, compress=compress)
-            await graph.label_tree(stores.content, index, wanted)
+            with span("import.read"):
+                index = await importer.take_in(stores.content, chunks, begin, compress=compress)
+            with span("import.label"):
+                await graph.label_tree(stores.content, index, wanted)
             data = await graph.read_document(stores.content, index.digest)
             found = graph.children(index.media_type, data, wanted)
             for unpack in unpacks:

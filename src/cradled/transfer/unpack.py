@@ -23,6 +23,7 @@ from cradled.core.values import Descriptor
 from cradled.errors import AlreadyExists, Error, Internal, InvalidArgument, NotFound
 from cradled.linux.mount import split_layers
 from cradled.oci import image as oci
+from cradled.spans import span, traced
 from cradled.transfer.early import EarlyLayers, Unpacked, directory
 from cradled.transfer.graph import UNCOMPRESSED, Stores, add_labels, is_layer, read_document
 
@@ -70,6 +71,7 @@ class Unpacker:
         snapshots = stores.snapshots(snapshotter)
         return EarlyLayers(self._applier, stores.content, snapshots, self._width)
 
+    @traced("unpack")
     async def unpack(
         self,
         stores: Stores,
@@ -146,7 +148,8 @@ class _Job:
             key, mounts = active
             reader = await self._content.open(layer.blob.digest)
             try:
-                layer.check(await self._applier.apply(layer.blob, reader, mounts))
+                with span("unpack.apply", layer=layer.blob.digest, size=layer.blob.size):
+                    layer.check(await self._applier.apply(layer.blob, reader, mounts))
             finally:
                 reader.close()
             await self._commit(layer, key, layer.parent)
@@ -167,8 +170,9 @@ class _Job:
         if layer.parent:
             lowers = await self._lowers(layer.parent) if unpacked.apart.implied else []
             upper = directory(unpacked.mounts)
-            if not await self._applier.settle(unpacked.apart, upper, lowers):
-                return False
+            with span("unpack.settle", layer=layer.blob.digest):
+                if not await self._applier.settle(unpacked.apart, upper, lowers):
+                    return False
         elif unpacked.apart.needs_lowers:
             return False
         await self._commit(layer, unpacked.key, layer.parent)
