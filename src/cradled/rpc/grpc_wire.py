@@ -227,7 +227,7 @@ class MessageReader:
         What is received there is fed as a part of this view: it is in its place already.
         """
         body = self._body
-        if body is None:
+        if body is None or self._filled == len(body):  # it has to grow first
             return None
         return memoryview(body)[self._filled : self._filled + min(limit, self._left)]
 
