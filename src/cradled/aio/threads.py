@@ -12,6 +12,7 @@ import functools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
@@ -190,6 +191,41 @@ class Milestone:
             self._future.set_result(None)
 
 
+class Lane:
+    """Calls that run one after the other, in the order they were begun, in threads of a pool.
+
+    The next one runs right after the one before, in the same thread.
+    """
+
+    def __init__(self, pool: str) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._calls: deque[Call[Any]] = deque()
+        self._open = False  # a thread is at it
+
+    def begin(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
+        """As the module's ``begin``, for a call that waits for those before it."""
+        call = Call(functools.partial(function, *args, **kwargs), asyncio.get_running_loop())
+        call.submitted(_pool(self._pool).waits)
+        with self._lock:
+            self._calls.append(call)
+            if self._open:
+                return call
+            self._open = True
+        begin(self._pool, self._work)
+        return call
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._calls:
+                    self._open = False
+                    return
+                call = self._calls.popleft()
+            call()
+            call.wake()
+
+
 class _Pool:
     def __init__(self, name: str, size: int) -> None:
         self.name = name
@@ -199,13 +235,13 @@ class _Pool:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._load = 0
-        self._waits = Histogram()
+        self.waits = Histogram()
 
     def measured(self) -> Load:
-        return Load(len(self._threads), self._load, self._waits)
+        return Load(len(self._threads), self._load, self.waits)
 
     def submit(self, call: Call[Any]) -> None:
-        call.submitted(self._waits)
+        call.submitted(self.waits)
         with self._lock:
             self._load += 1
             if self._load > len(self._threads) < self.size:

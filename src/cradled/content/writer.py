@@ -1,9 +1,9 @@
 """Async. The writer of an ingest in the local store.
 
 Small chunks are hashed where they arrive, and gathered until they are worth a write in a thread.
-A thread hashes a big one, which is when ``write`` returns, and goes on to write it. Another has
-the disk begin with what was written. So receiving, hashing, writing and the disk overlap, while
-at most ``_MOST`` bytes wait.
+A thread hashes a big one, which is when ``write`` returns, and goes on to write it, while the next
+may already wait for it. Another has the disk begin with what was written. So receiving, hashing,
+writing and the disk overlap, while at most ``_MOST`` bytes wait.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cradled.content.ingest import Chunk, Ingest
 from cradled.core.content import IngestStatus
 from cradled.core.values import Labels
 from cradled.errors import AlreadyExists, FailedPrecondition, NotFound
+from cradled.spans import span
 
 if TYPE_CHECKING:
     from cradled.content.local import LocalContentStore
@@ -43,7 +44,8 @@ class LocalWriter:
         self._updated_at = status.updated_at
         self._chunks: list[Chunk] = []
         self._gathered = 0
-        self._writing: threads.Call[None] | None = None
+        self._lane = threads.Lane("bulk")
+        self._writing: threads.Call[None] | None = None  # the last
         self._flushing: threads.Call[None] | None = None
         self._broken = False
         self._closed = False
@@ -75,12 +77,14 @@ class LocalWriter:
                 self._hash.update(chunk)
                 await self._flush()
             else:
-                await self._written()
+                before = self._writing
                 hashed = threads.Milestone()
-                self._writing = threads.begin(
-                    "bulk", self._take_in, chunk, self._take_gathered(), hashed
-                )
+                gathered = self._take_gathered()
+                self._writing = self._lane.begin(self._take_in, chunk, gathered, hashed)
                 await hashed.passed()
+                if before is not None:  # it has ended: they run in turn
+                    await before.result()
+                await self._write_back()
 
     async def truncate(self) -> None:
         self._check_usable()
@@ -96,10 +100,10 @@ class LocalWriter:
             self._check_usable()
             if size and size != self._offset:
                 raise FailedPrecondition(f"unexpected commit size {self._offset}, expected {size}")
-            with self._breaking():
+            with self._breaking(), span("content.write"):
                 await self._written()
             await self._check_digest(expected)
-            with self._breaking():
+            with self._breaking(), span("content.fsync", size=self._offset):
                 new = await self._store.publish(self.ingest, self._chunks, self.digest())
             if not new:
                 raise AlreadyExists(f"content {self.digest()}")
@@ -139,10 +143,9 @@ class LocalWriter:
         """Have what was gathered written, once it is enough."""
         if self._gathered < _ENOUGH:
             return
-        if self._writing is not None and (self._writing.finished or self._gathered >= _MOST):
+        if self._writing is None or self._writing.finished or self._gathered >= _MOST:
             await self._written()
-        if self._writing is None:
-            self._writing = threads.begin("fs", self.ingest.append, self._take_gathered())
+            self._writing = self._lane.begin(self.ingest.append, self._take_gathered())
 
     def _take_gathered(self) -> list[Chunk]:
         chunks, self._chunks, self._gathered = self._chunks, [], 0
@@ -161,13 +164,12 @@ class LocalWriter:
         writing, self._writing = self._writing, None
         if writing is not None:
             await writing.result()
-        if self.ingest.dirty:
-            await self._write_back()
+        await self._write_back()
 
     async def _write_back(self) -> None:
-        """Have the disk begin, unless it still is at what it was given before."""
+        """Have the disk begin, if there is much, and unless it still is at what it had before."""
         flushing = self._flushing
-        if flushing is None or flushing.finished:
+        if self.ingest.dirty and (flushing is None or flushing.finished):
             self._flushing = threads.begin("fs", self.ingest.write_back)
             if flushing is not None:
                 await flushing.result()

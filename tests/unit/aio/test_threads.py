@@ -147,7 +147,45 @@ async def test_a_call_that_was_withdrawn_did_not_wait() -> None:
     while len(threads.operations()) < threads.SIZES["mount"]:
         await asyncio.sleep(0)
     jobs[-1].cancel()
+    await asyncio.wait(jobs[-1:])  # no thread may come first
     gate.set()
     await asyncio.gather(*jobs, return_exceptions=True)
     await threads.run("mount", int)
     assert threads.loads()["mount"].waits.count == 5
+
+
+async def test_calls_of_a_lane_run_in_turn() -> None:
+    lane = threads.Lane("fs")
+    gate = threading.Event()
+    ran: list[int] = []
+
+    def work(number: int) -> None:
+        gate.wait()
+        ran.append(number)
+        if number == 1:
+            raise ZeroDivisionError
+
+    calls = [lane.begin(work, number) for number in range(50)]
+    gate.set()
+    await calls[-1].result()
+    assert ran == list(range(50))
+    assert all(call.finished for call in calls)
+    with pytest.raises(ZeroDivisionError):
+        await calls[1].result()
+    assert await lane.begin(int, "3").result() == 3
+
+
+async def test_a_lane_goes_past_what_was_withdrawn() -> None:
+    lane = threads.Lane("fs")
+    gate = threading.Event()
+    first = lane.begin(gate.wait)
+    ran = threading.Event()
+    second = asyncio.ensure_future(lane.begin(ran.set).result())
+    await asyncio.sleep(0)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    gate.set()
+    await first.result()
+    assert await lane.begin(int, "3").result() == 3
+    assert not ran.is_set()
