@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 
 from cradled import failpoints
 from cradled.core.content import IngestStatus
-from cradled.errors import FailedPrecondition, NotFound
+from cradled.errors import NotFound
 from cradled.linux import fs, libc, memory
 
 _READ_SIZE = 1 << 20
@@ -47,7 +47,7 @@ class Ingest:
         self._fd = -1  # until there is a directory
         self._written = 0
         self._flushed = 0
-        self._failed = False  # a write failed: what came after it would leave a gap
+        self._failure: BaseException | None = None  # of a write: one after it would leave a gap
 
     def resume(self, algorithm: str) -> hashlib._Hash:
         """Go on with the directory that is there; returns the hash of its bytes."""
@@ -132,11 +132,13 @@ class Ingest:
         self._check()
         if self._fd < 0:
             self._make()
-        if self._failed:
-            raise FailedPrecondition(f"a write to {self.ref} failed before")
-        self._failed = True
-        self._written += _write(self._fd, chunks)
-        self._failed = False
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._written += _write(self._fd, chunks)
+        except BaseException as failure:
+            self._failure = failure
+            raise
 
     def _rename(self, chunks: Sequence[Chunk], target: str) -> bool:
         self._append(chunks)
