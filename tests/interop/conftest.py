@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 from harness.daemon import Daemon
 from harness.images import busybox_image
 
 IMAGE = "docker.io/library/busybox:test"
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], Any]]:
+    """Peers meet our wire on the loop that the daemon has."""
+    if item.path.name.startswith(("test_grpc_peers", "test_ttrpc")):
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(scope="session")

@@ -1,494 +1,315 @@
-"""Our gRPC against the implementations that others wrote: grpcio as client and as server, Go's
-client in ``ctr``, and Go's server in containerd."""
+"""Our gRPC with the implementations that others wrote: each scenario, our server with the clients
+of Go, Node and Python, and our client with their servers (and, for control, with our own)."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import base64
+import json
 import shutil
-import socket
-import subprocess
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import grpc
 import pytest
-import uvloop
-from harness.daemon import Daemon
-from harness.echo import ECHO, EchoService, message
+import pytest_asyncio
+from harness.http2_tap import ACK, GOAWAY, PING, Tap
+from harness.peers import Got, Spec, start_client, start_server
 
-from cradled import errors
-from cradled.api import content_pb2, introspection_pb2, namespaces_pb2, version_pb2, wellknown_pb2
-from cradled.api.version_pb2 import VersionResponse
-from cradled.rpc.grpc_client import connect
-from cradled.rpc.grpc_server import GrpcServer
-from cradled.rpc.service import Router
-from cradled.rpc.stub import Stub
+from cradled.rpc.status import Code
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MIB = 1 << 20
-LIMITS = [
-    ("grpc.max_receive_message_length", 16 * MIB),
-    ("grpc.max_send_message_length", 32 * MIB),
+LIMIT = 16 * MIB
+FULL = LIMIT - 5
+"""The longest text of a message that has nothing else: its tag and its length take 5 bytes."""
+
+PAIRS = [
+    ("go", "ours"),
+    ("node", "ours"),
+    ("grpcio", "ours"),
+    ("ours", "go"),
+    ("ours", "node"),
+    ("ours", "grpcio"),
+    ("ours", "ours"),
 ]
 
 
-# Our server, others' clients
+class Pair(NamedTuple):
+    """A client on a server; the names of their implementations, and the server's socket."""
+
+    client: Any
+    server: Any
+    names: tuple[str, str]
+    path: Path
+
+    async def say(self, text: str, revision: str = "", **options: Any) -> Any:
+        """The one answer of a call."""
+        answer = await self.client.open("Say", Spec(text, revision), **options).recv()
+        assert answer.status is not None
+        assert answer.status.code == 0, answer.status
+        (got,) = answer.messages
+        return got
 
 
-class VersionService:
-    async def version(self, call, request):
-        return VersionResponse(version="v2.3.4+cradled.test", revision="r")
-
-
-class IntrospectionService:
-    async def server(self, call, request):
-        return introspection_pb2.ServerResponse(uuid="11111111-2222", pid=os.getpid())
-
-
-class Served:
-    """Our server on a thread with a loop of its own, as clients here block."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.service: EchoService
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=uvloop.run, args=(self._main(),))
-        self._thread.start()
-        assert self._ready.wait(20)
-
-    async def _main(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self.service = EchoService()
-        router = Router()
-        router.add(ECHO, self.service)
-        router.add(version_pb2.Version, VersionService())
-        router.add(introspection_pb2.Introspection, IntrospectionService())
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(str(self.path))
-            sock.listen(100)
-            server = GrpcServer(router)
-            await server.serve(sock)
-            self._ready.set()
-            await self._stop.wait()
-            await server.stop(1)
-
-    def wait(self, event: asyncio.Event) -> None:
-        """Wait for something that happens on the server's loop."""
-        asyncio.run_coroutine_threadsafe(event.wait(), self._loop).result(20)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+def name(pair: tuple[str, str]) -> str:
+    return f"{pair[0]}-on-{pair[1]}"
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    served = Served(tmp_path / "s.sock")
-    yield served
-    served.stop()
+def directory() -> Any:
+    """Of a short name, as sockets need."""
+    path = Path(tempfile.mkdtemp(prefix="cradled-peers-"))
+    yield path
+    shutil.rmtree(path)
 
 
-class Client:
-    """grpcio's synchronous client of the echo service."""
-
-    def __init__(self, path: Path, **options: object) -> None:
-        self.channel = grpc.insecure_channel(f"unix:{path}", options=LIMITS, **options)
-        self.say = self._bind("unary_unary", "Say")
-        self.count = self._bind("unary_stream", "Count")
-        self.join = self._bind("stream_unary", "Join")
-        self.chat = self._bind("stream_stream", "Chat")
-
-    def _bind(self, kind: str, name: str):
-        return getattr(self.channel, kind)(
-            f"/test.Echo/{name}",
-            request_serializer=VersionResponse.SerializeToString,
-            response_deserializer=VersionResponse.FromString,
-        )
+async def make(names: tuple[str, str], directory: Path, *options: str) -> Pair:
+    path = directory / "s"
+    server = await start_server(names[1], path)
+    client = await start_client(names[0], path, *options)
+    return Pair(client, server, names, path)
 
 
-@pytest.fixture
-def client(served: Served) -> Iterator[Client]:
-    client = Client(served.path)
-    with client.channel:
-        yield client
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=PAIRS, ids=name)
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    directory = Path(tempfile.mkdtemp(prefix="cradled-peers-"))
+    pair = await make(request.param, directory)
+    yield pair
+    await pair.client.aclose()
+    await pair.server.aclose()
+    shutil.rmtree(directory)
 
 
-def test_grpcio_client_makes_all_kinds_of_calls(client: Client) -> None:
-    assert client.say(message("hi")).version == "hi"
-    assert [r.version for r in client.count(message("3"))] == ["0", "1", "2"]
-    assert client.join(iter([message("a"), message("b")])).version == "a,b"
-    words = ["a", "b", "c"]
-    assert [r.version for r in client.chat(message(w) for w in words)] == words
-    assert [r.version for r in client.chat(iter(()))] == []
+async def test_all_kinds_of_calls(pair: Pair) -> None:
+    client = pair.client
+    assert await pair.say("hi", "漢") == Got("hi", 2, "漢")
+    assert (await client.open("Count", Spec("3")).recv()).texts == ["0", "1", "2"]
+    assert (await client.open("Count", Spec("0")).recv()).texts == []
+    join = client.open("Join")
+    await join.send(Spec("a"))
+    await join.send(Spec("b"))
+    await join.close()
+    assert (await join.recv()).texts == ["a,b"]
+    chat = client.open("Chat")
+    for word in ("a", "b"):
+        await chat.send(Spec(word))
+        assert (await chat.recv(1)).texts == [word]
+    await chat.close()
+    answer = await chat.recv()
+    assert (answer.texts, answer.status.code) == ([], 0)
+    for method in ("Chat", "Join"):
+        empty = client.open(method)
+        await empty.close()
+        assert (await empty.recv()).status.code == 0
 
 
-def test_grpcio_client_sees_metadata(client: Client, served: Served) -> None:
-    call = client.count(message("1"), metadata=[("key", "v"), ("raw-bin", b"\x00\xff")])
-    assert len(list(call)) == 1
-    assert dict(call.initial_metadata())["from"] == "zero"
-    assert dict(call.trailing_metadata())["to-bin"] == b"\x00\xff"
-    (seen,) = served.service.calls
-    assert seen.metadata["key"] == "v"
-    assert seen.binary["raw-bin"] == b"\x00\xff"
-    assert seen.peer.pid == os.getpid()
+async def test_empty_messages(pair: Pair) -> None:
+    assert await pair.say("") == Got("", 0, "")
+    chat = pair.client.open("Chat")
+    for _ in range(3):
+        await chat.send(Spec(""))
+    await chat.close()
+    assert (await chat.recv()).messages == [Got("", 0, "")] * 3
 
 
-@pytest.mark.parametrize(
-    ("request_", "code", "text"),
-    [
-        (message("fail"), grpc.StatusCode.NOT_FOUND, "it: not found"),
-        (message("fail", "漢 %\n"), grpc.StatusCode.NOT_FOUND, "漢 %\n: not found"),
-        (message("bug"), grpc.StatusCode.UNKNOWN, "oops"),
-    ],
-)
-def test_grpcio_client_sees_errors(client: Client, request_, code, text) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        client.say(request_)
-    assert (caught.value.code(), caught.value.details()) == (code, text)
+async def test_metadata(pair: Pair) -> None:
+    metadata = [("key", "v w"), ("raw-bin", "AP8"), ("empty-bin", ""), ("long", "x" * 4000)]
+    seen = json.loads((await pair.say("seen", metadata=metadata)).text)
+    assert seen["metadata"]["key"] == ["v w"]
+    assert seen["metadata"]["raw-bin"] == ["AP8="]
+    assert seen["metadata"]["empty-bin"] == [""]
+    assert seen["metadata"]["long"] == ["x" * 4000]
+    assert seen["timeout"] is None
+    answer = await pair.client.open("Count", Spec("1")).recv()
+    assert answer.status.headers["from"] == ["zero"]
+    assert base64.b64decode(answer.status.trailers["to-bin"][0]) == b"\x00\xff"
+    joined = ", ".join(answer.status.trailers["to"])
+    assert joined == ("a" if pair.names[0] == "ours" else "a, b")
 
 
-def test_grpcio_client_sees_what_is_missing(client: Client) -> None:
-    for path, text in (
-        ("/no.Such/Thing", "unknown service no.Such"),
-        ("/test.Echo/Thing", "unknown method Thing for service test.Echo"),
-        ("/test.Echo/Absent", "method Absent not implemented"),
-    ):
-        call = client.channel.unary_unary(path)
-        with pytest.raises(grpc.RpcError) as caught:
-            call(b"")
-        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-        assert caught.value.details() == text
+@pytest.mark.parametrize("what", ["it", "漢 100%\n%41", "x" * 3000])
+async def test_errors(pair: Pair, what: str) -> None:
+    answer = await pair.client.open("Say", Spec("fail", what)).recv()
+    assert answer.messages == []
+    assert (answer.status.code, answer.status.text) == (Code.NOT_FOUND, f"{what}: not found")
 
 
-def test_grpcio_client_sends_garbage(client: Client) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        client.channel.unary_unary("/test.Echo/Say")(b"\xff\xff\xff")
-    assert caught.value.code() == grpc.StatusCode.INTERNAL
+async def test_errors_midway(pair: Pair) -> None:
+    chat = pair.client.open("Chat")
+    for word in ("a", "fail", "b"):
+        await chat.send(Spec(word))
+    answer = await chat.recv()
+    assert answer.texts == ["a"]
+    assert answer.status.code == Code.ABORTED
+    assert answer.status.text.removesuffix(": aborted") == "enough"
 
 
-def test_grpcio_client_has_deadlines(client: Client, served: Served) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        client.say(message("hang"), timeout=0.2)
-    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    served.wait(served.service.cancelled)
-    assert client.say(message("hi"), timeout=60).version == "hi"
+async def test_missing_methods(pair: Pair) -> None:
+    answer = await pair.client.open("Absent", Spec("")).recv()
+    assert answer.status.code == Code.UNIMPLEMENTED
 
 
-def test_grpcio_client_cancels_midway(client: Client, served: Served) -> None:
-    requests = iter([message("a")])
-    hold = threading.Event()
+async def test_large_messages(pair: Pair) -> None:
+    answer = await pair.client.open("Say", Spec("a", size=FULL)).recv()
+    assert answer.messages == [Got("a", FULL, "")]
+    chat = pair.client.open("Chat")
+    for word in "abc":
+        await chat.send(Spec(word, size=5 * MIB + 1))
+    await chat.close()
+    assert (await chat.recv()).messages == [Got(word, 5 * MIB + 1, "") for word in "abc"]
+    answer = await pair.client.open("Say", Spec("big", str(FULL))).recv()
+    assert answer.messages == [Got("", FULL, "")]
 
-    def produce():
-        yield from requests
-        hold.wait(20)
 
-    call = client.chat(produce())
-    assert next(call).version == "a"
+async def test_messages_over_the_limit(pair: Pair) -> None:
+    if pair.names[0] != "node":  # it never ends a call whose 16 MiB were refused, by Go neither
+        answer = await pair.client.open("Say", Spec("a", size=FULL + 1)).recv()
+        assert answer.status.code == Code.RESOURCE_EXHAUSTED
+    if pair.names[1] == "ours" and pair.names[0] in ("go", "grpcio"):
+        text = f"grpc: received message larger than max ({LIMIT + 1} vs. {LIMIT})"
+        assert answer.status.text.startswith(text)
+    answer = await pair.client.open("Say", Spec("big", str(FULL + 1))).recv()
+    assert answer.status.code == Code.RESOURCE_EXHAUSTED
+    assert await pair.say("still there") == Got("still there", 11, "")
+
+
+async def test_slow_readers(pair: Pair) -> None:
+    before = int((await pair.say("sent")).text)
+    call = pair.client.open("Count", Spec("64", str(MIB)))
+    assert (await call.recv(1)).messages == [Got("0", MIB, "")]
+    other = await pair.client.open("Count", Spec("3", "100000")).recv()
+    assert other.texts == ["0", "1", "2"]
+    assert int((await pair.say("sent")).text) - before < 60  # its windows end well before
+    rest = await call.recv()
+    assert rest.messages == [Got(str(number), MIB, "") for number in range(1, 64)]
+
+
+async def test_deadlines(pair: Pair) -> None:
+    seen = json.loads((await pair.say("seen", timeout=50)).text)
+    assert 0 < seen["timeout"] < 51  # some round up
+    metadata = [("key", "deadline")]
+    answer = await pair.client.open("Say", Spec("hang"), metadata=metadata, timeout=0.3).recv()
+    assert answer.status.code == Code.DEADLINE_EXCEEDED
+    await pair.say("cancelled", "deadline")
+
+
+async def test_cancelling_a_unary_call(pair: Pair) -> None:
+    call = pair.client.open("Say", Spec("hang"), metadata=[("key", "unary")])
+    await pair.say("started", "unary")
     call.cancel()
-    served.wait(served.service.cancelled)
-    hold.set()
-    with pytest.raises(grpc.RpcError):
-        list(call)
-    assert client.say(message("hi")).version == "hi"
+    assert (await call.recv()).status.code == Code.CANCELLED
+    await pair.say("cancelled", "unary")
 
 
-def test_grpcio_client_hears_early_ends(client: Client) -> None:
-    """The handler ends while the client still sends."""
-    hold = threading.Event()
-
-    def produce():
-        yield message("end")
-        hold.wait(20)
-
-    assert [r.version for r in client.chat(produce())] == ["end"]
-    hold.set()
-
-
-def test_grpcio_client_moves_large_messages(client: Client) -> None:
-    text = "x" * (16 * MIB - 64)
-    assert client.say(message(text)).version == text
-    assert [len(r.version) for r in client.chat(iter([message(text)] * 3))] == [len(text)] * 3
-    with pytest.raises(grpc.RpcError) as caught:
-        client.say(message("x" * (16 * MIB + 1)))
-    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    with pytest.raises(grpc.RpcError) as caught:
-        client.say(message("big", str(17 * MIB)))
-    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+async def test_cancelling_streams_midway(pair: Pair) -> None:
+    chat = pair.client.open("Chat", metadata=[("key", "chat")])
+    await chat.send(Spec("hang"))
+    assert (await chat.recv(1)).texts == ["hang"]
+    chat.cancel()
+    assert (await chat.recv()).status.code == Code.CANCELLED
+    await pair.say("cancelled", "chat")
+    count = pair.client.open("Count", Spec("1000", str(MIB)), metadata=[("key", "count")])
+    await count.recv(1)
+    count.cancel()
+    assert (await count.recv()).status.code == Code.CANCELLED
+    await pair.say("cancelled", "count")
+    await pair.say("still there")
 
 
-def test_grpcio_client_compresses(served: Served) -> None:
-    client = Client(served.path, compression=grpc.Compression.Gzip)
-    with client.channel:
-        assert client.say(message("a" * 100_000)).version == "a" * 100_000
-        assert client.join(iter([message("b" * 5000)] * 3)).version.count("b") == 15_000
-    client = Client(served.path, compression=grpc.Compression.Deflate)
-    with client.channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            client.say(message("a" * 100_000))
-        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+async def test_early_ends(pair: Pair) -> None:
+    """The server ends the call while the client could still send."""
+    chat = pair.client.open("Chat")
+    await chat.send(Spec("end"))
+    answer = await chat.recv()
+    assert (answer.texts, answer.status.code) == (["end"], 0)
 
 
-def test_grpcio_client_reads_slowly(client: Client, served: Served) -> None:
-    call = client.count(message("64", str(MIB)))
-    assert len(next(call).version) == MIB
-    assert served.service.sent < 64  # its windows end well before
-    assert len(list(call)) == 63
+async def test_a_thousand_streams_at_once(pair: Pair) -> None:
+    chats = [pair.client.open("Chat") for _ in range(1000)]
+    for number, chat in enumerate(chats):
+        await chat.send(Spec(str(number)))
+    answers = await asyncio.gather(*(chat.recv(1) for chat in chats))
+    assert [answer.texts for answer in answers] == [[str(number)] for number in range(1000)]
+    for chat in chats:
+        await chat.close()
+    ends = await asyncio.gather(*(chat.recv() for chat in chats))
+    assert all((end.texts, end.status.code) == ([], 0) for end in ends)
 
 
-def test_grpcio_client_opens_a_thousand_streams(client: Client) -> None:
-    futures = [client.say.future(message("slow")) for _ in range(1000)]
-    assert all(future.result().version == "slow" for future in futures)
+# Each with peers of its own
 
 
-def test_grpcio_client_holds_a_thousand_streams(served: Served) -> None:
-    async def chats() -> None:
-        async with grpc.aio.insecure_channel(f"unix:{served.path}") as channel:
-            chat = channel.stream_stream(
-                "/test.Echo/Chat",
-                request_serializer=VersionResponse.SerializeToString,
-                response_deserializer=VersionResponse.FromString,
-            )
-            calls = [chat() for _ in range(1000)]
-            for i, call in enumerate(calls):
-                await call.write(message(str(i)))
-            for i, call in enumerate(calls):
-                assert (await call.read()).version == str(i)
-            for call in calls:
-                await call.done_writing()
-            for call in calls:
-                assert await call.read() is grpc.aio.EOF
-
-    asyncio.run(chats())
+@pytest.fixture(params=PAIRS, ids=name)
+def names(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
 
 
-def test_ctr_asks_for_the_version(served: Served) -> None:
-    done = subprocess.run(
-        ["ctr", "-a", str(served.path), "version"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    _, server = done.stdout.split("Server:")
-    assert "v2.3.4+cradled.test" in server
-    assert "11111111-2222" in server
+@pytest.mark.parametrize("names", PAIRS[:-1], ids=name)  # ours sends none
+async def test_pings_are_answered(names: tuple[str, str], directory: Path) -> None:
+    """Those that measure a link, and those that keep it alive: neither side takes offence."""
+    theirs_is_client = names[1] == "ours"
+    server = await start_server(names[1], directory / "s")
+    async with Tap(directory / "t", directory / "s") as tap:
+        client = await start_client(names[0], directory / "t", "keepalive")
+        chat = client.open("Chat")
+        for word in ("a", "b", "c"):
+            await chat.send(Spec(word, size=MIB))
+            assert (await chat.recv(1)).texts == [word]
+        if names[0] != "go":  # it pings with data; idle, every ten seconds
+            enough = tap.count(client=theirs_is_client, kind=PING, flags=0) + 2
+            await tap.seen(enough, client=theirs_is_client, kind=PING, flags=0)
+        await tap.seen(1, client=not theirs_is_client, kind=PING, flags=ACK)
+        await chat.close()
+        assert (await chat.recv()).status.code == 0
+        assert tap.count(client=False, kind=GOAWAY, flags=0) == 0
+        await client.aclose()
+        await server.aclose()
 
 
-def test_ctr_sees_our_errors(served: Served) -> None:
-    done = subprocess.run(
-        ["ctr", "-a", str(served.path), "namespaces", "ls"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert done.stderr == (
-        "ctr: unknown service containerd.services.namespaces.v1.Namespaces: not implemented\n"
-    )
+async def test_compressed_messages(names: tuple[str, str], directory: Path) -> None:
+    pair = await make(names, directory, "gzip")
+    answer = await pair.client.open("Say", Spec("a", size=200_000)).recv()
+    assert answer.messages == [Got("a", 200_000, "")]
+    chat = pair.client.open("Chat")
+    for word in ("a", "", "c"):
+        await chat.send(Spec(word, size=5000))
+    await chat.close()
+    assert (await chat.recv()).messages == [Got(word, 5000, "") for word in ("a", "", "c")]
+    await pair.client.aclose()
+    await pair.server.aclose()
 
 
-# Our client, others' servers
+async def test_graceful_shutdown(names: tuple[str, str], directory: Path) -> None:
+    """Calls under way go on, new ones are not taken, the server ends with the last call."""
+    path = directory / "s"
+    server = await start_server(names[1], path)
+    async with Tap(directory / "t", path) as tap:
+        client = await start_client(names[0], directory / "t")
+        chat = client.open("Chat")
+        await chat.send(Spec("a"))
+        assert (await chat.recv(1)).texts == ["a"]
+        stopping = asyncio.ensure_future(server.stop())
+        await tap.seen(1, client=False, kind=GOAWAY, flags=0)
+        await chat.send(Spec("b"))
+        assert (await chat.recv(1)).texts == ["b"]
+        assert not stopping.done()
+        await chat.send(Spec("end"))
+        answer = await chat.recv()
+        assert (answer.texts, answer.status.code) == (["end"], 0)
+        await stopping
+        answer = await client.open("Say", Spec("late")).recv()
+        assert answer.status.code == Code.UNAVAILABLE
+        await client.aclose()
+        await server.aclose()
 
 
-class GrpcioServer:
-    """The echo service, in grpcio's words."""
-
-    def __init__(self, path: Path) -> None:
-        self.metadata: dict[str, str | bytes] = {}
-        self.started = threading.Event()
-        self.cancelled = threading.Event()
-        self.remaining: list[float | None] = []
-        self._server = grpc.server(ThreadPoolExecutor(16), options=LIMITS)
-        kinds = {
-            "Say": grpc.unary_unary_rpc_method_handler,
-            "Count": grpc.unary_stream_rpc_method_handler,
-            "Join": grpc.stream_unary_rpc_method_handler,
-            "Chat": grpc.stream_stream_rpc_method_handler,
-        }
-        handlers = {
-            name: kind(
-                getattr(self, name.lower()),
-                request_deserializer=VersionResponse.FromString,
-                response_serializer=VersionResponse.SerializeToString,
-            )
-            for name, kind in kinds.items()
-        }
-        handler = grpc.method_handlers_generic_handler("test.Echo", handlers)
-        self._server.add_generic_rpc_handlers((handler,))
-        self._server.add_insecure_port(f"unix:{path}")
-        self._server.start()
-
-    def say(self, request, context):
-        self.metadata = dict(context.invocation_metadata())
-        self.remaining.append(context.time_remaining())
-        if request.version == "fail":
-            context.abort(grpc.StatusCode.ALREADY_EXISTS, "漢 100%: already exists")
-        if request.version == "hang":
-            context.add_callback(self.cancelled.set)
-            self.started.set()
-            self.cancelled.wait(20)
-        if request.version == "big":
-            return message("y" * (int(request.revision)))
-        return request
-
-    def count(self, request, context):
-        context.send_initial_metadata([("from", "zero")])
-        context.set_trailing_metadata([("to-bin", b"\x00\xff")])
-        for i in range(int(request.version)):
-            yield message(str(i))
-
-    def join(self, requests, context):
-        return message(",".join(request.version for request in requests))
-
-    def chat(self, requests, context):
-        for request in requests:
-            yield request
-            if request.version == "end":
-                return
-
-    def stop(self) -> None:
-        self._server.stop(0).wait()
-
-
-@pytest.fixture
-def grpcio_server(tmp_path: Path) -> Iterator[GrpcioServer]:
-    server = GrpcioServer(tmp_path / "g.sock")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def channel(grpcio_server: GrpcioServer, tmp_path: Path):
-    async with await connect(f"unix://{tmp_path}/g.sock") as channel:
-        yield channel
-
-
-@pytest.fixture
-async def stub(channel) -> Stub:
-    return Stub(channel, ECHO, [("containerd-namespace", "n1")])
-
-
-async def test_our_client_makes_all_kinds_of_calls(stub: Stub, channel) -> None:
-    assert (await stub.say(message("hi"))).version == "hi"
-    assert [r.version async for r in stub.count(message("3"))] == ["0", "1", "2"]
-    async with stub.join() as stream:
-        for word in ("a", "b"):
-            await stream.send(message(word))
-        await stream.done()
-        assert (await stream.recv()).version == "a,b"
-    async with stub.chat() as stream:
-        for word in ("a", "b", "end"):
-            await stream.send(message(word))
-            assert (await stream.recv()).version == word
-        assert await stream.recv() is None
-    async with channel.open(ECHO.methods["Count"]) as stream:
-        await stream.send_only(message("1"))
-        assert len([r async for r in stream]) == 1
-        assert stream.initial_metadata["from"] == "zero"
-        assert stream.trailing_binary["to-bin"] == b"\x00\xff"
-
-
-async def test_our_client_sends_metadata_and_deadlines(stub: Stub, grpcio_server) -> None:
-    await stub.say(message("hi"), metadata=[("raw-bin", "AP8")], timeout=50)
-    assert grpcio_server.metadata["containerd-namespace"] == "n1"
-    assert grpcio_server.metadata["raw-bin"] == b"\x00\xff"
-    assert 0 < grpcio_server.remaining[0] <= 50
-    with pytest.raises(errors.DeadlineExceeded):
-        await stub.say(message("hang"), timeout=0.2)
-    await asyncio.to_thread(grpcio_server.cancelled.wait, 20)
-    assert grpcio_server.cancelled.is_set()
-
-
-async def test_our_client_sees_errors(stub: Stub) -> None:
-    with pytest.raises(errors.AlreadyExists, match=r"^漢 100%: already exists$"):
-        await stub.say(message("fail"))
-    with pytest.raises(errors.Unimplemented):
-        await stub.absent(message(""))
-
-
-async def test_our_client_cancels(stub: Stub, grpcio_server) -> None:
-    task = asyncio.ensure_future(stub.say(message("hang")))
-    await asyncio.to_thread(grpcio_server.started.wait, 20)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await asyncio.to_thread(grpcio_server.cancelled.wait, 20)
-    assert (await stub.say(message("hi"))).version == "hi"
-
-
-async def test_our_client_moves_large_messages(stub: Stub) -> None:
-    text = "x" * (16 * MIB - 64)
-    assert (await stub.say(message(text))).version == text
-    assert len((await stub.say(message("big", str(16 * MIB - 64)))).version) == 16 * MIB - 64
-    with pytest.raises(errors.ResourceExhausted):
-        await stub.say(message("big", str(16 * MIB)))
-
-
-async def test_our_client_opens_a_thousand_streams(stub: Stub) -> None:
-    calls = [stub.say(message(str(i))) for i in range(1000)]
-    assert [r.version for r in await asyncio.gather(*calls)] == [str(i) for i in range(1000)]
-
-
-async def test_our_client_sees_the_server_stop(stub: Stub, grpcio_server) -> None:
-    async with stub.chat() as stream:
-        await stream.send(message("a"))
-        await stream.recv()
-        await asyncio.to_thread(grpcio_server.stop)
-        with pytest.raises((errors.Unavailable, errors.Cancelled)):
-            await stream.recv()
-    with pytest.raises(errors.Unavailable):
-        await stub.say(message("hi"))
-
-
-# Our client, Go's server
-
-
-@pytest.fixture(scope="module")
-def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    directory = tmp_path_factory.mktemp("go")
-    daemon = Daemon(directory, "containerd")
-    daemon.start()
-    try:
-        yield daemon
-    finally:
-        daemon.destroy()
-        shutil.rmtree(directory)
-
-
-async def test_our_client_on_containerd(containerd: Daemon) -> None:
-    async with await connect(str(containerd.socket)) as channel:
-        version = Stub(channel, version_pb2.Version)
-        assert "1.6" in (await version.version(wellknown_pb2.Empty())).version
-        namespaces = Stub(channel, namespaces_pb2.Namespaces, [("containerd-namespace", "n")])
-        name = namespaces_pb2.Namespace(name="ours", labels={"k": "v"})
-        await namespaces.create(namespaces_pb2.CreateNamespaceRequest(namespace=name))
-        with pytest.raises(errors.AlreadyExists, match=r'namespace "ours": already exists$'):
-            await namespaces.create(namespaces_pb2.CreateNamespaceRequest(namespace=name))
-        got = await namespaces.get(namespaces_pb2.GetNamespaceRequest(name="ours"), timeout=30)
-        assert got.namespace == name
-        answers = await asyncio.gather(
-            *(version.version(wellknown_pb2.Empty(), timeout=60) for _ in range(500))
-        )
-        assert len(answers) == 500
-
-
-async def test_our_client_moves_content_through_containerd(containerd: Daemon) -> None:
-    """Its windows are small: 32 MiB each way prove both flow controls."""
-    async with await connect(str(containerd.socket)) as channel:
-        content = Stub(channel, content_pb2.Content, [("containerd-namespace", "ours")])
-        data = os.urandom(MIB) * 32
-        async with content.write() as stream:
-            request = content_pb2.WriteContentRequest
-            await stream.send(request(action=content_pb2.STAT, ref="r"))
-            assert (await stream.recv()).offset == 0
-            for offset in range(0, len(data), 3 * MIB):
-                piece = data[offset : offset + 3 * MIB]
-                await stream.send(
-                    request(action=content_pb2.WRITE, ref="r", offset=offset, data=piece)
-                )
-                assert (await stream.recv()).offset == offset + len(piece)
-            size = len(data)
-            commit = request(action=content_pb2.COMMIT, ref="r", offset=size, total=size)
-            await stream.send(commit)
-            digest = (await stream.recv()).digest
-        read = content.read(content_pb2.ReadContentRequest(digest=digest))
-        assert b"".join([part.data async for part in read]) == data
-        with pytest.raises(errors.NotFound):
-            await content.info(content_pb2.InfoRequest(digest="sha256:" + "0" * 64))
+async def test_lost_servers(names: tuple[str, str], directory: Path) -> None:
+    pair = await make(names, directory)
+    call = pair.client.open("Say", Spec("hang"), metadata=[("key", "lost")])
+    await pair.say("started", "lost")
+    await pair.server.aclose()
+    assert (await call.recv()).status.code == Code.UNAVAILABLE
+    await pair.client.aclose()
