@@ -12,15 +12,23 @@ class Error(Exception):
     """Base of all domain errors; an instance of just this class has no class text (UNKNOWN).
 
     ``verbatim``: ``what`` is the whole text; a few texts of the reference lack the class text
-    (``task x not found``).
+    (``task x not found``). ``details`` are messages for programs, as (type URL, value); gRPC
+    carries them.
     """
 
     text = ""
 
-    def __init__(self, what: str = "", *, verbatim: bool = False) -> None:
+    def __init__(
+        self,
+        what: str = "",
+        *,
+        verbatim: bool = False,
+        details: tuple[tuple[str, bytes], ...] = (),
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.verbatim = verbatim
+        self.details = details
 
     def __str__(self) -> str:
         what, text = self.what, self.text

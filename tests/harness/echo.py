@@ -42,6 +42,9 @@ class EchoService:
                 return Encoded(b"\n\x04en", b"co")
             case "fail":
                 raise errors.NotFound(request.revision or "it")
+            case "details":
+                details = (("type.googleapis.com/x.Y", b"\x00\xff"), ("z", b""))
+                raise errors.NotFound("it", details=details)
             case "bug":
                 raise ZeroDivisionError("oops")
             case "big":

@@ -120,6 +120,14 @@ class Connection(Receiver):
             self.outbox.control(frames.rst_stream(stream.id, code))
             self._forget(stream)
 
+    def reject(self, stream: Stream, code: ErrorCode) -> None:
+        """Break a stream off because of what it carried: that tries our patience."""
+        self.reset(stream, code)
+        try:
+            self._blame("streams with errors")
+        except RemoteProtocolError as error:
+            self.close(error.code, str(error))
+
     def drain(self) -> None:
         """Take no more streams, without losing those under way (servers).
 

@@ -247,7 +247,7 @@ class GrpcStream(ClientStream):
         elif head.code == Code.OK:
             self._end(None)
         else:
-            self._end(from_status(head.code, head.text))
+            self._end(from_status(head.code, head.text, head.details))
 
     def data_received(self, data: memoryview, ended: bool) -> None:
         """Data came."""
@@ -335,7 +335,7 @@ class _ClientConnection(GrpcConnection):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.http2.close()
+        super().connection_lost(exc)
         for stream in list(self.http2.streams.values()):
             if stream.context is not None:
                 stream.context.broken(errors.Unavailable("the connection was lost"))

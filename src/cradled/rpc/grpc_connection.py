@@ -21,15 +21,22 @@ from cradled.http2.connection import Connection
 from cradled.http2.hpack import Field
 from cradled.http2.streams import Buffer, Event, Stream
 from cradled.http2.windows import LOW
-from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader
+from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, Account, MessageReader
 from cradled.rpc.service import Batch
 
 _CHUNK = 256 << 10  # bytes handed to the socket at a time
 _JOINED = 16 << 10  # messages up to this size are copied behind their prefix
-_CONTROL_LIMIT = 4 << 20  # bytes a peer may leave unread before we stop reading from it
+_CONTROL_LIMIT = 1 << 20  # bytes a peer may leave unread before we stop reading from it
+LAST_WORDS = 1.0  # seconds for a peer to read what we said before we hung up
 _READ = 256 << 10  # bytes read at a time
 _SMALL = 16 << 10  # reads up to this size are copied: for small frames that is less trouble
 _LONG = 64 << 10  # with so much of a frame to come, it is read to where it belongs
+
+
+# Why we do not read for a while.
+MORE = 1  # what was read last is not used up
+UNREAD = 2  # the peer does not read what we answer
+BUSY = 4  # what was begun for the peer in vain has not ended yet
 
 
 class _Shared(threading.local):
@@ -50,6 +57,9 @@ class GrpcConnection(asyncio.BufferedProtocol):
         self.loop = asyncio.get_running_loop()
         self._buffer = _shared.buffer
         self._place: memoryview | None = None  # where the next bytes belong
+        self.account = Account()
+        self._held = 0  # reasons not to read
+        self._hanging_up: asyncio.TimerHandle | None = None
         self._paused = False
         self._flushing = False
         self._unwritten = 0  # bytes of small messages since the last write
@@ -95,22 +105,50 @@ class GrpcConnection(asyncio.BufferedProtocol):
             self.handle(event)
         self.flush()
         if self.http2.closed:
-            self.transport.close()
+            self.hang_up()
         elif self.http2.more:
-            self.transport.pause_reading()
+            self.hold(MORE)
             self.loop.call_soon(self._continue)
         self.handled()
 
     def _continue(self) -> None:
-        self.transport.resume_reading()
-        self.data_received(b"")
+        if self._held == MORE:  # else it goes on when the other reasons have gone
+            self.unhold(MORE)
+            self.data_received(b"")
+
+    def hold(self, reason: int) -> None:
+        """Stop reading."""
+        if not self._held and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self._held |= reason
+
+    def unhold(self, reason: int) -> None:
+        """Go on reading, unless there are other reasons not to."""
+        if not self._held & reason:
+            return
+        self._held &= ~reason
+        if self._held == MORE:
+            self.loop.call_soon(self._continue)
+        elif not self._held and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def hang_up(self) -> None:
+        """Close the connection, with a little time for the peer to read what we have said."""
+        self.transport.close()
+        if self._hanging_up is None:
+            self._hanging_up = self.loop.call_later(LAST_WORDS, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+        self.http2.close()
 
     def pause_writing(self) -> None:
         self._paused = self.http2.outbox.hold = True
 
     def resume_writing(self) -> None:
         self._paused = self.http2.outbox.hold = False
-        self.transport.resume_reading()
+        self.unhold(UNREAD)
         self.flush()
 
     # What calls do
@@ -161,7 +199,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
                 transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             if self._paused:
                 if transport.get_write_buffer_size() > _CONTROL_LIMIT:
-                    transport.pause_reading()
+                    self.hold(UNREAD)
                 break
 
     def _flush_after(self, size: int) -> None:
@@ -195,5 +233,5 @@ def wake(future: asyncio.Future[None] | None) -> None:
 def too_large(size: int) -> errors.Error:
     """What the sender of a message of that size is told."""
     return errors.ResourceExhausted(
-        f"grpc: trying to send message larger than max ({size} vs. {MAX_MESSAGE})"
+        f"grpc: trying to send message larger than max ({size} vs. {MAX_MESSAGE})", verbatim=True
     )

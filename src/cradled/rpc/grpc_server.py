@@ -1,6 +1,6 @@
 """Async. gRPC over HTTP/2 for a router: the server's shell around ``http2.connection``.
 
-One object for a connection, one (``_Exchange``) for a call. The way of a unary call that has
+One object for a connection, one (``Exchange``) for a call. The way of a unary call that has
 nothing to wait for is: bytes read, message parsed, handler run by hand (``eager``), reply
 written with all others of the same read. A call that waits becomes a task; then it has a timer if
 it has a deadline, and it is cancelled when the client resets it, goes away, or time runs out.
@@ -14,26 +14,30 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
-from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cradled import errors
+from cradled.http2.frames import ErrorCode
 from cradled.http2.streams import DataReceived, Event, HeadersReceived, Stream, StreamReset
-from cradled.rpc import grpc_wire
+from cradled.rpc import grpc_request, grpc_wire
 from cradled.rpc.call import Call, Peer
 from cradled.rpc.eager import Starter
-from cradled.rpc.grpc_connection import GrpcConnection, too_large, wake
-from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader, RequestHead
-from cradled.rpc.service import Batch, Encoded, Endpoint, Message, Router, encode
-from cradled.rpc.status import Code, to_status
+from cradled.rpc.grpc_connection import BUSY, LAST_WORDS, GrpcConnection, too_large
+from cradled.rpc.grpc_exchange import Exchange, Requests
+from cradled.rpc.grpc_request import RequestHead
+from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader
+from cradled.rpc.service import Batch, Encoded, Message, Router, encode
+from cradled.rpc.status import Code, packed, to_status
 
 if TYPE_CHECKING:
     from cradled.rpc.guard import Guard, Routes
 
 _BACKLOG = 4096
-_LAST_WORDS = 1.0  # seconds for a client to read what we said before we hung up
+_PREFACE = 20.0  # seconds for a client to say that it speaks HTTP/2
+_ABANDONED = 1024  # handlers of calls that a client gave up; beyond, it has to wait for them
+_UNREAD = 256 << 20  # bytes of responses that wait for a client to read them
 
 
 class GrpcServer:
@@ -72,7 +76,7 @@ class GrpcServer:
         self.stopping = True
         for connection in self._connections:
             connection.shut()
-        if not await self._all("gone", _LAST_WORDS):
+        if not await self._all("gone", LAST_WORDS):
             for connection in self._connections:
                 connection.abort()
             await self._all("gone", None)
@@ -93,49 +97,21 @@ class GrpcServer:
         return True
 
 
-class _Exchange:
-    """A call that is being served."""
-
-    __slots__ = (
-        "call",
-        "endpoint",
-        "expired",
-        "head",
-        "headers_sent",
-        "over",
-        "reader",
-        "requests",
-        "stream",
-        "task",
-        "timer",
-    )
-
-    def __init__(self, stream: Stream, head: RequestHead, endpoint: Endpoint, call: Call) -> None:
-        self.stream = stream
-        self.head = head
-        self.endpoint = endpoint
-        self.call = call
-        self.reader: MessageReader | None = None
-        self.requests: _Requests | None = None  # of a client-streaming method
-        self.task: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.headers_sent = False
-        self.expired = False
-        self.over = False  # answered, or nobody listens
-
-
 class _ServerConnection(GrpcConnection):
     """One client."""
 
     def __init__(self, server: GrpcServer, connections: set[_ServerConnection]) -> None:
         assert server.starter is not None
-        super().__init__(server=True, interpret=grpc_wire.request_head)
+        super().__init__(server=True, interpret=grpc_request.request_head)
         self._server = server
         self._connections = connections
         self._starter = server.starter
         self._router: Router | Routes = server.router
         self._peer: Peer | None = None
-        self._running: set[_Exchange] = set()  # those that have become tasks
+        self._running: set[Exchange] = set()  # those that have become tasks
+        self._waiting: list[Exchange] = []  # with a deadline, but without a request so far
+        self._abandoned = 0  # of those running
+        self._preface: asyncio.TimerHandle | None = None
         self._shutting = False
         self._lost = False
         self.idle = asyncio.Event()  # no calls under way
@@ -148,6 +124,7 @@ class _ServerConnection(GrpcConnection):
         if self._server.guard is not None:
             self._router = self._server.guard.routes(self._server.router, sock)
         self._connections.add(self)
+        self._preface = self.loop.call_later(_PREFACE, self._expect)
         super().connection_made(transport)
 
     def handle(self, event: Event) -> None:
@@ -158,13 +135,28 @@ class _ServerConnection(GrpcConnection):
         elif type(event) is StreamReset:
             self._abandon(event.stream.context)
 
+    def handled(self) -> None:
+        """A call whose request has not come yet can run out of time too."""
+        for exchange in self._waiting:
+            if exchange.task is None and not exchange.over:
+                assert exchange.call.deadline is not None
+                deadline = exchange.call.deadline
+                exchange.timer = self.loop.call_at(deadline, self._expire, exchange)
+        self._waiting.clear()
+
+    def _expect(self) -> None:
+        if not self.http2.settled:
+            self.abort()
+
     def reader(self, stream: Stream) -> MessageReader | None:
-        exchange: _Exchange | None = stream.context
+        exchange: Exchange | None = stream.context
         return None if exchange is None else exchange.reader
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        self.http2.close()
+        super().connection_lost(exc)
+        if self._preface is not None:
+            self._preface.cancel()
         for stream in list(self.http2.streams.values()):
             self._abandon(stream.context)
         for exchange in list(self._running):
@@ -198,42 +190,51 @@ class _ServerConnection(GrpcConnection):
         elif self._shutting:
             self.http2.close()
             self.flush()
-            self.transport.close()
+            self.hang_up()
 
     # A call begins
 
     def _begin(self, stream: Stream, head: RequestHead, ended: bool) -> None:
         if stream.reset:  # in the same breath
             return
+        if head.malformed:
+            self.http2.reject(stream, ErrorCode.PROTOCOL_ERROR)
+            return
         if head.refusal:
-            self.http2.send_headers(stream, grpc_wire.refusal_block(head.refusal), end=True)
+            self.http2.send_headers(stream, head.refusal, end=True)
             return
         endpoint = self._router.find(head.path)
         if endpoint is None:
-            self._end(stream, Code.UNIMPLEMENTED, self._router.missing(head.path))
+            text = self._router.missing(head.path)
+            block = grpc_wire.response_block((), head.content_type)
+            block += grpc_wire.trailers_block(Code.UNIMPLEMENTED, text, (), headers_sent=True)
+            self.http2.send_headers(stream, block, end=True)
             return
         deadline = None if head.timeout is None else self.loop.time() + head.timeout
         call = Call("grpc", head.metadata, head.binary, self._peer, deadline)
-        stream.context = exchange = _Exchange(stream, head, endpoint, call)
+        stream.context = exchange = Exchange(stream, head, endpoint, call)
         if endpoint.method.client_streaming:
-            exchange.requests = requests = _Requests(self, stream)
+            release = partial(self.release, stream)
+            exchange.requests = requests = Requests(endpoint, release)
             self._start(exchange, requests)
+        elif deadline is not None:
+            self._waiting.append(exchange)
         if ended:
             self._received(stream, memoryview(b""), True)
 
     def _received(self, stream: Stream, data: memoryview, ended: bool) -> None:
-        exchange: _Exchange | None = stream.context
+        exchange: Exchange | None = stream.context
         if exchange is None or exchange.over or stream.reset:
             return
         try:
             if exchange.requests is not None:
-                exchange.requests.add(self._messages(exchange, data), len(data), ended)
+                exchange.requests.add(exchange.messages(data, self.account), len(data), ended)
             elif exchange.task is None:
                 self._received_request(exchange, data, ended)
         except errors.Error as error:
             self._break_off(exchange, error)
 
-    def _received_request(self, exchange: _Exchange, data: memoryview, ended: bool) -> None:
+    def _received_request(self, exchange: Exchange, data: memoryview, ended: bool) -> None:
         """Data of a call that has one request, and has not had it yet."""
         if exchange.reader is None and len(data) >= PREFIX.size:
             compressed, size = PREFIX.unpack_from(data)
@@ -241,20 +242,14 @@ class _ServerConnection(GrpcConnection):
                 parse = exchange.endpoint.method.request.FromString
                 self._start(exchange, grpc_wire.parsed(parse, data[PREFIX.size :]))
                 return
-        messages = self._messages(exchange, data)
+        messages = exchange.messages(data, self.account)
         self.release(exchange.stream, len(data))
         if messages:
             self._start(exchange, messages[0])
         elif ended:
-            raise errors.Internal("grpc: the call ended without a request")
+            raise errors.Internal("grpc: the call ended without a request", verbatim=True)
 
-    def _messages(self, exchange: _Exchange, data: memoryview) -> list[Message]:
-        if exchange.reader is None:
-            parse = exchange.endpoint.method.request.FromString
-            exchange.reader = MessageReader(parse, exchange.head.encoding)
-        return exchange.reader.feed(data)
-
-    def _start(self, exchange: _Exchange, request: Any) -> None:
+    def _start(self, exchange: Exchange, request: Any) -> None:
         deadline = exchange.call.deadline
         if deadline is not None and deadline <= self.loop.time():
             exchange.expired = True
@@ -266,12 +261,12 @@ class _ServerConnection(GrpcConnection):
         exchange.task = task
         self._running.add(exchange)
         self.idle.clear()
-        if deadline is not None:
+        if deadline is not None and exchange.timer is None:
             exchange.timer = self.loop.call_at(deadline, self._expire, exchange)
 
     # The handler runs
 
-    async def _run(self, exchange: _Exchange, request: Any) -> None:
+    async def _run(self, exchange: Exchange, request: Any) -> None:
         endpoint = exchange.endpoint
         try:
             if endpoint.method.server_streaming:
@@ -282,32 +277,43 @@ class _ServerConnection(GrpcConnection):
             self._fail(exchange, exc)
         if exchange.task is not None:
             self._running.discard(exchange)
-            if exchange.timer is not None:
-                exchange.timer.cancel()
             exchange.task = None
+            if exchange.abandoned:
+                self._abandoned -= 1
+                if self._abandoned <= _ABANDONED // 2:
+                    self.unhold(BUSY)
             self._settle()
 
-    def _reply(self, exchange: _Exchange, response: Message | Encoded) -> None:
+    def _reply(self, exchange: Exchange, response: Message | Encoded) -> None:
         """Answer a call that has one response."""
         if exchange.over:
             return
-        exchange.over = True
         body = encode(response)
-        if len(body) > MAX_MESSAGE:
-            exchange.over = False
-            raise too_large(len(body))
+        self._check_room(len(body))
         call = exchange.call
         headers, trailers = grpc_wire.RESPONSE, grpc_wire.TRAILERS_OK
-        if call.initial_metadata:
-            headers = grpc_wire.response_block(call.initial_metadata)
+        if call.initial_metadata or exchange.head.content_type:
+            headers = self._response(exchange)
         if call.trailing_metadata:
-            trailers = grpc_wire.trailers_block(0, "", call.trailing_metadata, True)
-        stream = exchange.stream
-        self.http2.send_reply(stream, headers, PREFIX.pack(0, len(body)), body, trailers)
-        stream.context = None
+            trailers = grpc_wire.trailers_block(0, "", call.trailing_metadata, headers_sent=True)
+        prefix = PREFIX.pack(0, len(body))
+        self.http2.send_reply(exchange.stream, headers, prefix, body, trailers)
+        exchange.end()
         self.flush_soon()
 
-    async def _stream(self, exchange: _Exchange, responses: Any) -> None:
+    def _check_room(self, size: int) -> None:
+        """A response that big can be sent, now or when the client reads; else raises."""
+        if size > MAX_MESSAGE:
+            raise too_large(size)
+        if self.http2.outbox.queued + size > _UNREAD:
+            text = "grpc: too many responses wait to be read on this connection"
+            raise errors.ResourceExhausted(text, verbatim=True)
+
+    def _response(self, exchange: Exchange) -> bytes:
+        """The header block of a response."""
+        return grpc_wire.response_block(exchange.call.initial_metadata, exchange.head.content_type)
+
+    async def _stream(self, exchange: Exchange, responses: Any) -> None:
         """Answer a call with a stream of responses."""
         async with aclosing(responses):
             async for response in responses:
@@ -318,22 +324,21 @@ class _ServerConnection(GrpcConnection):
                     self.send_batch(exchange.stream, response)
                 else:
                     parts = response.parts if type(response) is Encoded else (encode(response),)
+                    self._check_room(sum(map(len, parts)))
                     self.send_message(exchange.stream, *parts)
                 await self.drained(exchange.stream)
         if not exchange.over:
             self._send_headers(exchange)
             self._finish(exchange, Code.OK, "")
 
-    def _send_headers(self, exchange: _Exchange) -> None:
+    def _send_headers(self, exchange: Exchange) -> None:
         if not exchange.headers_sent:
             exchange.headers_sent = True
-            metadata = exchange.call.initial_metadata
-            block = grpc_wire.response_block(metadata) if metadata else grpc_wire.RESPONSE
-            self.http2.send_headers(exchange.stream, block)
+            self.http2.send_headers(exchange.stream, self._response(exchange))
 
     # A call ends
 
-    def _fail(self, exchange: _Exchange, exc: BaseException) -> None:
+    def _fail(self, exchange: Exchange, exc: BaseException) -> None:
         """The handler raised."""
         code, text = to_status(exc)
         if code == Code.CANCELLED and exchange.expired:
@@ -341,75 +346,37 @@ class _ServerConnection(GrpcConnection):
         elif code == Code.CANCELLED and self._server.stopping:
             code, text = to_status(errors.Unavailable("the server is stopping"))
         if not exchange.over:
-            self._finish(exchange, code, text)
+            self._finish(exchange, code, text, packed(exc))
 
-    def _finish(self, exchange: _Exchange, code: int, text: str) -> None:
-        exchange.over = True
+    def _finish(self, exchange: Exchange, code: int, text: str, details: bytes = b"") -> None:
         metadata = exchange.call.trailing_metadata
-        block = grpc_wire.trailers_block(code, text, metadata, exchange.headers_sent)
+        block = grpc_wire.trailers_block(code, text, metadata, True, details)
+        if not exchange.headers_sent:
+            block = self._response(exchange) + block
         self.http2.send_headers(exchange.stream, block, end=True)
-        exchange.stream.context = None
+        exchange.end()
         self.flush_soon()
 
-    def _end(self, stream: Stream, code: int, text: str) -> None:
-        """Refuse a call that no handler has seen."""
-        block = grpc_wire.trailers_block(code, text, (), headers_sent=False)
-        self.http2.send_headers(stream, block, end=True)
-
-    def _break_off(self, exchange: _Exchange, error: errors.Error) -> None:
+    def _break_off(self, exchange: Exchange, error: errors.Error) -> None:
         """The client sent what cannot be read."""
         self._finish(exchange, *to_status(error))
         self._abandon(exchange)
 
-    def _expire(self, exchange: _Exchange) -> None:
+    def _expire(self, exchange: Exchange) -> None:
         exchange.expired = True
         if exchange.task is not None:
             exchange.task.cancel()
+        elif not exchange.over:
+            self._fail(exchange, asyncio.CancelledError())
 
-    def _abandon(self, exchange: _Exchange | None) -> None:
+    def _abandon(self, exchange: Exchange | None) -> None:
         """Nobody waits for the call any more."""
-        if exchange is not None:
-            exchange.over = True
-            exchange.stream.context = None
-            if exchange.task is not None:
-                exchange.task.cancel()
-
-
-class _Requests:
-    """The requests of a client-streaming call, for its handler to iterate."""
-
-    def __init__(self, connection: _ServerConnection, stream: Stream) -> None:
-        self._connection = connection
-        self._stream = stream
-        self._queue: deque[Message] = deque()
-        self._unreleased = 0
-        self._ended = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def add(self, messages: list[Message], size: int, ended: bool) -> None:
-        """Messages came, in ``size`` bytes of data."""
-        self._queue.extend(messages)
-        self._ended = ended
-        self._unreleased += size
-        self._release()
-        if messages or ended:
-            wake(self._waiter)
-
-    def __aiter__(self) -> AsyncIterator[Message]:
-        return self
-
-    async def __anext__(self) -> Message:
-        while not self._queue:
-            if self._ended:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-            self._waiter = None
-        message = self._queue.popleft()
-        self._release()
-        return message
-
-    def _release(self) -> None:
-        if len(self._queue) <= 1:
-            self._connection.release(self._stream, self._unreleased)
-            self._unreleased = 0
+        if exchange is None:
+            return
+        exchange.end()
+        if exchange.task is not None and not exchange.abandoned:
+            exchange.task.cancel()
+            exchange.abandoned = True
+            self._abandoned += 1
+            if self._abandoned > _ABANDONED:
+                self.hold(BUSY)

@@ -7,7 +7,6 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Any
 
 from cradled import errors
@@ -19,78 +18,26 @@ from cradled.rpc.status import Code
 MAX_MESSAGE = 16 << 20  # bytes, either way
 PREFIX = struct.Struct(">BI")  # compressed or not, size
 _SET_ASIDE = 2 << 20  # bytes, for a message whose prefix has come; content comes in 1 MiB
+_SET_ASIDE_LEAST = 16 << 10  # ... where very many messages are under way
+_GENEROUS = 64 << 20  # bytes under way, up to which a prefix is believed
+_UNDER_WAY = 512 << 20
+_TOO_MANY = "grpc: too many messages at once on this connection"
 
-_CONTENT_TYPE = (b"content-type", b"application/grpc")
-_RESPONSE_HEAD = [(b":status", b"200"), _CONTENT_TYPE]
-RESPONSE = hpack.encode(_RESPONSE_HEAD)
+ENCODINGS = {"identity": 0, "gzip": 31, "deflate": 15}  # and what zlib calls their formats
+CONTENT_TYPE = b"application/grpc"
+_DETAILS = "grpc-status-details-bin"
+RESPONSE = hpack.encode([(b":status", b"200"), (b"content-type", CONTENT_TYPE)])
 TRAILERS_OK = hpack.encode([(b"grpc-status", b"0")])
-_RESERVED = frozenset({"te", "grpc-encoding", "grpc-accept-encoding"})
-_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII).fullmatch
 _UNSAFE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
-
-
-class RequestHead:
-    """The head of a request. ``refusal`` is the HTTP status for one that is no gRPC, else 0."""
-
-    __slots__ = ("binary", "encoding", "metadata", "path", "refusal", "timeout")
-
-    def __init__(
-        self,
-        path: str,
-        encoding: str,
-        metadata: dict[str, str],
-        binary: dict[str, bytes],
-        timeout: float | None,
-        refusal: int,
-    ) -> None:
-        self.path = path
-        self.encoding = encoding
-        self.metadata = metadata
-        self.binary = binary
-        self.timeout = timeout
-        self.refusal = refusal
-
-
-def request_head(fields: list[Field]) -> RequestHead:
-    """The head that fields make.
-
-    Of a client's calls often only the timeout differs, so the rest is remembered.
-    """
-    for at, (name, value) in enumerate(fields):
-        if name == b"grpc-timeout":
-            head = _head_without_timeout((*fields[:at], *fields[at + 1 :]))
-            timeout = decode_timeout(value.decode("latin-1"))
-            refusal = head.refusal or (400 if timeout is None else 0)
-            return RequestHead(
-                head.path, head.encoding, head.metadata, head.binary, timeout, refusal
-            )
-    return _head_without_timeout(tuple(fields))
-
-
-@lru_cache(1024)
-def _head_without_timeout(fields: tuple[Field, ...]) -> RequestHead:
-    pairs = _text(fields)
-    by_name = dict(pairs)
-    refusal = 0
-    if by_name.get(":method") != "POST":
-        refusal = 405
-    elif not by_name.get("content-type", "").startswith("application/grpc"):
-        refusal = 415
-    metadata, binary = split_metadata(
-        pair for pair in pairs if pair[0] not in _RESERVED and pair[0][:1] != ":"
-    )
-    encoding = by_name.get("grpc-encoding", "identity")
-    return RequestHead(by_name.get(":path", ""), encoding, metadata, binary, None, refusal)
 
 
 class ResponseHead:
     """The head or the trailers of a response; ``code`` is None where no status was given."""
 
-    __slots__ = ("binary", "code", "encoding", "http_status", "metadata", "text")
+    __slots__ = ("binary", "code", "details", "encoding", "http_status", "metadata", "text")
 
     def __init__(self, fields: list[Field]) -> None:
-        pairs = _text(fields)
+        pairs = as_text(fields)
         by_name = dict(pairs)
         self.http_status = by_name.get(":status", "")
         self.encoding = by_name.get("grpc-encoding", "identity")
@@ -107,8 +54,11 @@ class ResponseHead:
             self.code = _FROM_HTTP.get(self.http_status, Code.UNKNOWN)
             self.text = f"unexpected HTTP status {self.http_status}"
         self.metadata, self.binary = split_metadata(
-            pair for pair in pairs if pair[0][:1] != ":" and not pair[0].startswith("grpc-")
+            pair
+            for pair in pairs
+            if pair[0][:1] != ":" and (not pair[0].startswith("grpc-") or pair[0] == _DETAILS)
         )
+        self.details = self.binary.pop(_DETAILS, b"")
 
 
 _FROM_HTTP = {
@@ -123,47 +73,66 @@ _FROM_HTTP = {
 }
 
 
+def request_fields(path: str, authority: str, metadata: Iterable[tuple[str, str]]) -> list[Field]:
+    """The head of a request but for its timeout."""
+    return [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path.encode()),
+        (b":authority", authority.encode()),
+        (b"content-type", CONTENT_TYPE),
+        (b"te", b"trailers"),
+        (b"grpc-accept-encoding", ",".join(ENCODINGS).encode()),
+        *_metadata_fields(metadata),
+    ]
+
+
+def timeout_block(seconds: float) -> bytes:
+    """The part of a request's header block that limits its time; it comes last."""
+    return hpack.encode([(b"grpc-timeout", encode_timeout(seconds))])
+
+
 def request_block(
     path: str, authority: str, metadata: Iterable[tuple[str, str]], timeout: float | None
 ) -> bytes:
-    """The header block of a request; ``timeout`` in seconds."""
-    block = hpack.encode(
-        [
-            (b":method", b"POST"),
-            (b":scheme", b"http"),
-            (b":path", path.encode()),
-            (b":authority", authority.encode()),
-            _CONTENT_TYPE,
-            (b"te", b"trailers"),
-            (b"grpc-accept-encoding", b"identity,gzip"),
-            *_metadata_fields(metadata),
-        ]
-    )
-    if timeout is not None:
-        block += hpack.encode([(b"grpc-timeout", encode_timeout(timeout))])
-    return block
+    """The header block of a request, right on any connection; ``timeout`` in seconds."""
+    block = hpack.encode(request_fields(path, authority, metadata))
+    return block if timeout is None else block + timeout_block(timeout)
 
 
-def response_block(metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """The header block of a response with metadata (RESPONSE is the one without)."""
-    return hpack.encode([*_RESPONSE_HEAD, *_metadata_fields(metadata)])
+def response_block(
+    metadata: Iterable[tuple[str, str | bytes]] = (), content_type: str = ""
+) -> bytes:
+    """The header block of a response (RESPONSE is the usual one)."""
+    if not (metadata or content_type):
+        return RESPONSE
+    content = (b"content-type", content_type.encode() or CONTENT_TYPE)
+    return hpack.encode([(b":status", b"200"), content, *_metadata_fields(metadata)])
 
 
 def trailers_block(
-    code: int, text: str, metadata: Iterable[tuple[str, str | bytes]], headers_sent: bool
+    code: int,
+    text: str,
+    metadata: Iterable[tuple[str, str | bytes]],
+    headers_sent: bool,
+    details: bytes = b"",
 ) -> bytes:
-    """The block that ends a response; when no headers were sent it is the whole response."""
-    fields = [] if headers_sent else list(_RESPONSE_HEAD)
-    fields.append((b"grpc-status", b"%d" % code))
+    """The block that ends a response; when no headers were sent it is the whole response.
+
+    ``details`` are a ``google.rpc.Status``.
+    """
+    fields = [*status_fields(code, text), *_metadata_fields(metadata)]
+    if details:
+        fields += _metadata_fields([(_DETAILS, details)])
+    return (b"" if headers_sent else RESPONSE) + hpack.encode(fields)
+
+
+def status_fields(code: int, text: str) -> list[Field]:
+    """A status as it travels."""
+    fields = [(b"grpc-status", b"%d" % code)]
     if text:
-        fields.append((b"grpc-message", _percent_encoded(text)))
-    fields.extend(_metadata_fields(metadata))
-    return hpack.encode(fields)
-
-
-def refusal_block(http_status: int) -> bytes:
-    """The response to a request that is no gRPC."""
-    return hpack.encode([(b":status", b"%d" % http_status)])
+        fields.append((b"grpc-message", _UNSAFE.sub(_percent_encoded, text.encode())))
+    return fields
 
 
 def encode_timeout(seconds: float) -> bytes:
@@ -176,13 +145,8 @@ def encode_timeout(seconds: float) -> bytes:
     return b"%dH" % min(nanoseconds // (3600 * 10**9), 10**8 - 1)
 
 
-def decode_timeout(value: str) -> float | None:
-    """The seconds that a grpc-timeout says; None if it is malformed."""
-    match = _TIMEOUT(value)
-    return int(match[1]) * _UNITS[match[2]] if match else None
-
-
-def _text(fields: Iterable[Field]) -> list[tuple[str, str]]:
+def as_text(fields: Iterable[Field]) -> list[tuple[str, str]]:
+    """Fields as texts."""
     return [(name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in fields]
 
 
@@ -195,8 +159,23 @@ def _metadata_fields(metadata: Iterable[tuple[str, str | bytes]]) -> list[Field]
     return fields
 
 
-def _percent_encoded(text: str) -> bytes:
-    return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text.encode())
+def _percent_encoded(match: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % match[0][0]
+
+
+class Account:
+    """How many bytes the unfinished messages of one connection take, all calls together."""
+
+    __slots__ = ("used",)
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def add(self, size: int) -> None:
+        """Raises ResourceExhausted when that is too much."""
+        if self.used + size > _UNDER_WAY:
+            raise errors.ResourceExhausted(_TOO_MANY, verbatim=True)
+        self.used += size
 
 
 class MessageReader:
@@ -205,11 +184,23 @@ class MessageReader:
     ``parse`` may keep a bytearray that it is given, nothing else.
     """
 
-    __slots__ = ("_body", "_compressed", "_encoding", "_filled", "_head", "_left", "_parse")
+    __slots__ = (
+        "_account",
+        "_body",
+        "_compressed",
+        "_encoding",
+        "_filled",
+        "_head",
+        "_left",
+        "_parse",
+    )
 
-    def __init__(self, parse: Callable[[Any], Any], encoding: str) -> None:
+    def __init__(
+        self, parse: Callable[[Any], Any], encoding: str, account: Account | None = None
+    ) -> None:
         self._parse = parse
         self._encoding = encoding
+        self._account = account or Account()
         self._head = b""  # a part of a prefix
         self._body: bytearray | None = None  # of a message that has begun
         self._filled = 0
@@ -251,12 +242,14 @@ class MessageReader:
                     messages.append(self._message(data[: self._left]))
                     data = data[self._left :]
                     continue
-                self._body, self._filled = bytearray(min(self._left, _SET_ASIDE)), 0
+                self._set_aside()
+                assert self._body is not None
             piece = data[: self._left]
             self._fill(self._body, piece)
             data = data[len(piece) :]
             if not self._left:
-                body, self._body = self._body, None
+                body = self._body
+                self.close()
                 messages.append(self._message(body))
         return messages
 
@@ -265,6 +258,7 @@ class MessageReader:
         if piece.obj is not body:
             if len(body) < end:  # larger than what was set aside: grown as it comes
                 size = max(end, min(2 * len(body), self._filled + self._left))
+                self._account.add(size - len(body))
                 self._body = grown = bytearray(size)
                 grown[: self._filled] = memoryview(body)[: self._filled]
                 body = grown
@@ -272,22 +266,36 @@ class MessageReader:
         self._filled = end
         self._left -= len(piece)
 
+    def close(self) -> None:
+        """Let go of the message under way."""
+        if self._body is not None:
+            self._account.used -= len(self._body)
+            self._body = None
+
+    def _set_aside(self) -> None:
+        generous = self._account.used < _GENEROUS
+        size = min(self._left, _SET_ASIDE if generous else _SET_ASIDE_LEAST)
+        self._account.add(size)
+        self._body, self._filled = bytearray(size), 0
+
     def _begin(self, compressed: int, size: int) -> None:
         if size > MAX_MESSAGE:
             raise errors.ResourceExhausted(
-                f"grpc: received message larger than max ({size} vs. {MAX_MESSAGE})"
+                f"grpc: received message larger than max ({size} vs. {MAX_MESSAGE})", verbatim=True
             )
-        if compressed and self._encoding != "gzip":
+        if compressed and not ENCODINGS.get(self._encoding):
             if self._encoding == "identity":
-                raise errors.Internal("grpc: compressed flag set with identity or empty encoding")
-            raise errors.Unimplemented(
-                f'grpc: Decompressor is not installed for grpc-encoding "{self._encoding}"'
-            )
+                text = "grpc: compressed flag set with identity or empty encoding"
+                raise errors.Internal(text, verbatim=True)
+            text = f'grpc: Decompressor is not installed for grpc-encoding "{self._encoding}"'
+            raise errors.Unimplemented(text, verbatim=True)
         self._compressed = bool(compressed)
         self._left = size
 
     def _message(self, body: memoryview | bytearray) -> Any:
-        return parsed(self._parse, _gunzip(body) if self._compressed else body)
+        if self._compressed:
+            return parsed(self._parse, _decompressed(body, ENCODINGS[self._encoding]))
+        return parsed(self._parse, body)
 
 
 def parsed(parse: Callable[[Any], Any], body: memoryview | bytearray | bytes) -> Any:
@@ -295,17 +303,22 @@ def parsed(parse: Callable[[Any], Any], body: memoryview | bytearray | bytes) ->
     try:
         return parse(body)
     except Exception as error:  # protobuf's implementations raise different classes
-        raise errors.Internal(f"grpc: error unmarshalling message: {error}") from error
+        text = f"grpc: failed to unmarshal the received message: {error}"
+        raise errors.Internal(text, verbatim=True) from error
 
 
-def _gunzip(body: memoryview | bytearray) -> bytes:
-    decompressor = zlib.decompressobj(wbits=31)
+def _decompressed(body: memoryview | bytearray, wbits: int) -> bytes:
+    decompressor = zlib.decompressobj(wbits)
+    failed = "grpc: failed to decompress the received message"
     try:
         data = decompressor.decompress(body, MAX_MESSAGE + 1)
     except zlib.error as error:
-        raise errors.Internal(f"grpc: failed to decompress the message: {error}") from error
+        raise errors.Internal(f"{failed}: {error}", verbatim=True) from error
     if len(data) > MAX_MESSAGE:
         raise errors.ResourceExhausted(
-            f"grpc: received message after decompression larger than max {MAX_MESSAGE}"
+            f"grpc: received message after decompression larger than max {MAX_MESSAGE}",
+            verbatim=True,
         )
+    if not decompressor.eof:
+        raise errors.Internal(f"{failed}: unexpected EOF", verbatim=True)
     return data

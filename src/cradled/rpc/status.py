@@ -103,14 +103,39 @@ def to_status(exc: BaseException) -> tuple[Code, str]:
     return code, str(exc) or type(exc).__name__
 
 
-def from_status(code: int, text: str) -> errors.Error:
-    """The error that a peer's code and text stand for (never raised here, only made)."""
+def from_status(code: int, text: str, details: bytes = b"") -> errors.Error:
+    """The error that a peer's status stands for (never raised here, only made); see ``packed``."""
+    cls: type[errors.Error] = _CLASSES.get(code, errors.Error)  # type: ignore[call-overload]
     if code == Code.FAILED_PRECONDITION:
-        for cls in _BY_TEXT:
-            if text == cls.text or text.endswith(": " + cls.text):
-                return cls(_what(text, cls.text))
-    cls = _CLASSES.get(code, errors.Error)  # type: ignore[call-overload]
-    return cls(_what(text, cls.text))  # type: ignore[no-any-return]
+        for other in _BY_TEXT:
+            if text == other.text or text.endswith(": " + other.text):
+                cls = other
+    return cls(_what(text, cls.text), details=_unpacked(details) if details else ())
+
+
+def packed(exc: BaseException) -> bytes:
+    """The ``google.rpc.Status`` of an exception that carries details; empty for others."""
+    if not isinstance(exc, errors.Error) or not exc.details:
+        return b""
+    from cradled.api import google_rpc_pb2, wellknown_pb2  # hardly anybody needs it
+
+    code, text = to_status(exc)
+    details = [wellknown_pb2.Any(type_url=url, value=value) for url, value in exc.details]
+    status = google_rpc_pb2.Status(code=code, message=text, details=details)
+    return status.SerializeToString()
+
+
+def _unpacked(status: bytes) -> tuple[tuple[str, bytes], ...]:
+    """The details of a ``google.rpc.Status``; none of one that cannot be read."""
+    from google.protobuf.message import DecodeError
+
+    from cradled.api import google_rpc_pb2
+
+    try:
+        message = google_rpc_pb2.Status.FromString(status)
+    except DecodeError:
+        return ()
+    return tuple((detail.type_url, detail.value) for detail in message.details)
 
 
 def _what(text: str, class_text: str) -> str:

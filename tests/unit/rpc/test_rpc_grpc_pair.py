@@ -112,13 +112,26 @@ async def test_expired_deadline_is_not_served(stub, service):
 
 
 async def test_metadata(stub, service):
-    metadata = [("key", "value"), ("key", "second"), ("raw-bin", "AP8"), ("broken-bin", "!")]
+    metadata = [("key", "value"), ("key", "second"), ("raw-bin", "AP8")]
     await stub.say(message("hi"), metadata=metadata)
     (call,) = service.calls
     assert call.metadata["key"] == "value"
     assert call.metadata["containerd-namespace"] == "n1"
     assert call.binary == {"raw-bin": b"\x00\xff"}
     assert not any(key.startswith((":", "grpc-")) for key in call.metadata)
+
+
+async def test_malformed_metadata_is_refused(stub, service):
+    with pytest.raises(errors.Internal, match='malformed binary metadata "!" in header "a-bin"'):
+        await stub.say(message("hi"), metadata=[("a-bin", "!")])
+    assert service.calls == []
+
+
+async def test_details_of_errors(stub):
+    details = (("type.googleapis.com/x.Y", b"\x00\xff"), ("z", b""))
+    with pytest.raises(errors.NotFound, match=r"^it: not found$") as caught:
+        await stub.say(message("details"))
+    assert caught.value.details == details
 
 
 async def test_metadata_of_responses(channel, service):
