@@ -34,6 +34,7 @@ _COMMANDS = {
     "tag": ("images", "Give an image another name."),
     "rmi": ("images", "Remove names of images."),
     "events": ("system", "Show what happens, as it happens."),
+    "trace": ("trace", "Show what the daemon did last, step by step."),
     "version": ("system", "Show the versions of client and server."),
     "daemon": ("system", "Run a daemon in the foreground."),
 }

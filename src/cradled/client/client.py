@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cradled.client.images import Images
     from cradled.client.options import Options
     from cradled.client.processes import Result
+    from cradled.client.traces import Trace
     from cradled.core.images import Image
     from cradled.proxies.introspection import ProxyIntrospection, Server, Version
     from cradled.proxies.namespaces import ProxyNamespaces
@@ -86,6 +87,18 @@ class Client:
 
     async def server(self) -> Server:
         return await self._introspection.server()
+
+    async def trace(
+        self, *, last: int = 10, slowest: bool = False, single: bool = False
+    ) -> list[Trace]:
+        """What the runtime did last, of all namespaces, with its steps and their durations.
+
+        ``slowest``: those that took longest of all it remembers, slowest first; ``single``: calls
+        that had no steps, too.
+        """
+        from cradled.client import traces
+
+        return await traces.fetch(self._introspection, last, slowest=slowest, single=single)
 
     async def events(self, *filters: str) -> AsyncIterator[Event]:
         """What happens from now on, in all namespaces unless a filter says otherwise."""

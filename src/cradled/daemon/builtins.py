@@ -33,6 +33,7 @@ _TASKS = (t.RUNTIME, "task")
 _TRANSFERS = (t.TRANSFER, "local")
 _WALKING = (t.DIFFER, "walking")
 _WORKERS = (t.FORKED, "workers")
+_RING = (t.SPANS, "ring")
 _ZYGOTE = (t.FORKED, "zygote")
 
 _GRPC_SERVER = Registration(t.SERVER, "grpc", (t.GRPC,), config=sections.GrpcServer)
@@ -289,6 +290,7 @@ async def _introspection(context: InitContext) -> Served:
     uuid = server_uuid(context.root)
 
     def make() -> Any:
+        from cradled.daemon.tracing import traces_info
         from cradled.oci import platforms
         from cradled.runtime.info import runtime_info
         from cradled.services.introspection import IntrospectionService
@@ -299,7 +301,7 @@ async def _introspection(context: InitContext) -> Served:
             pid=os.getpid(),
             pidns=pid_namespace(),
             platform=platforms.default(),
-            providers={_TASKS: runtime_info},
+            providers={_TASKS: runtime_info, _RING: traces_info},
         )
 
     return [(Introspection, Late(make))]
@@ -380,6 +382,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     ),
     Registration(t.POLICY, "file", init=_policy_file, config=sections.PolicyFile),
     Registration(t.POLICY, "python", init=_policy_python, config=sections.PolicyPython),
+    Registration(*_RING),
     Registration(t.SERVER, "metrics", init=_skip),
     Registration(t.SERVER, "grpc-tcp", (t.GRPC,), init=_skip),
     Registration(t.SERVER, "debug", init=_skip),

@@ -38,6 +38,7 @@ WARNING = "io.containerd.warning.v1"
 # Ours; clients do not look for them.
 FORKED = "io.cradled.forked.v1"
 JOURNAL = "io.cradled.journal.v1"
+SPANS = "io.cradled.tracing.v1"
 POLICY = "io.cradled.policy.v1"
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from cradled.api import introspection_pb2 as pb
 from cradled.api import version_pb2
 from cradled.api.wellknown_pb2 import Empty
+from cradled.convert.values import any_from_proto, any_to_proto
+from cradled.core.values import AnyValue
 from cradled.rpc.stub import Stub, Transport
 
 
@@ -51,6 +53,14 @@ class ProxyIntrospection:
     async def server(self) -> Server:
         response = await self._stub.server(Empty())
         return Server(response.uuid, response.pid, response.pidns)
+
+    async def plugin_info(self, type: str, id: str, options: AnyValue, /) -> AnyValue:
+        """What a plugin tells of itself when it is asked with ``options``.
+
+        Raises NotFound without such a plugin, Unimplemented where it has nothing to tell.
+        """
+        request = pb.PluginInfoRequest(type=type, id=id, options=any_to_proto(options))
+        return any_from_proto((await self._stub.plugin_info(request)).extra)
 
     async def plugins(self, filters: Sequence[str] = (), /) -> list[Plugin]:
         response = await self._stub.plugins(pb.PluginsRequest(filters=filters))

@@ -1,0 +1,122 @@
+"""``cradle trace``: the steps of real work, as a real daemon tells them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.cradle import IMAGE, Cradle, running_cradle
+
+import cradled
+
+
+@pytest.fixture(scope="module")
+def cradle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cradle]:
+    with running_cradle(tmp_path_factory.mktemp("c")) as cradle:
+        cradle.ok("run", "--name", "traced", IMAGE, "true")
+        yield cradle
+        cradle.remove_containers()
+
+
+def traces(cradle: Cradle, *flags: str) -> list[Any]:
+    found: list[Any] = json.loads(cradle.ok("trace", "last", *flags, "--json"))
+    return found
+
+
+def the_one(cradle: Cradle, name: str) -> dict[str, dict[str, Any]]:
+    """The steps of the only trace that has a step of this name, by name."""
+    (found,) = [
+        one
+        for one in traces(cradle, "100", "--all")
+        if any(span["name"].endswith(name) for span in one["spans"])
+    ]
+    return {span["name"].rpartition(".")[2] if "/" in span["name"] else span["name"]: span
+            for span in found["spans"]}  # fmt: skip
+
+
+def test_creating_a_task_step_by_step(cradle: Cradle) -> None:
+    steps = the_one(cradle, "Tasks/Create")
+    parents = {span["id"]: name for name, span in steps.items()}
+    above = {name: parents.get(span["parent"], "") for name, span in steps.items()}
+    assert {
+        "bundle.create": "Tasks/Create",
+        "shim.start": "Tasks/Create",
+        "zygote.fork": "shim.start",
+        "shim.connect": "Tasks/Create",
+        "shim.Create": "Tasks/Create",
+    }.items() <= above.items()
+    create = steps["Tasks/Create"]
+    assert create["attributes"]["namespace"] == cradle.daemon.namespace
+    assert all(
+        create["start"] <= steps[name]["start"] <= steps[name]["end"] <= create["end"]
+        for name, parent in above.items()
+        if parent == "Tasks/Create"
+    )
+
+
+def test_writes_say_what_they_waited_for(cradle: Cradle) -> None:
+    steps = the_one(cradle, "Containers/Create")
+    assert {"metadata.queue", "metadata.apply", "metadata.fsync"} <= steps.keys()
+
+
+def test_an_import_step_by_step(cradle: Cradle) -> None:
+    steps = the_one(cradle, "import.read")
+    assert {"content.commit", "content.fsync", "unpack", "unpack.apply", "snapshot.commit"} <= (
+        steps.keys()
+    )
+
+
+def test_the_slowest_come_first(cradle: Cradle) -> None:
+    found = traces(cradle, "5", "--slowest")
+    durations = [
+        max(span["end"] for span in one["spans"]) - min(span["start"] for span in one["spans"])
+        for one in found
+    ]
+    assert len(durations) == 5
+    assert durations == sorted(durations, reverse=True)
+    assert durations[0] > 1_000_000
+
+
+def test_lines_in_a_pipe(cradle: Cradle) -> None:
+    lines = [line.split("\t") for line in cradle.ok("trace", "last", "2").splitlines()]
+    assert {len(fields) for fields in lines} == {6}
+    assert len({fields[0] for fields in lines}) == 2
+    assert {fields[1] for fields in lines} >= {"0", "1"}
+
+
+def test_bars_on_a_terminal(cradle: Cradle) -> None:
+    controller, terminal = pty.openpty()
+    os.set_blocking(controller, False)
+    with open(controller, "rb", buffering=0) as screen:
+        process = cradle.popen("trace", "last", "20", stdout=terminal)
+        os.close(terminal)
+        shown = b""
+        while process.poll() is None or shown[-1:] != b"\n":
+            try:
+                shown += screen.read(1 << 16) or b""
+            except OSError:
+                break
+    assert process.wait() == 0
+    assert "Tasks/Create" in shown.decode()
+    assert "█" in shown.decode()
+
+
+def test_another_daemon_keeps_none(cradle: Cradle) -> None:
+    done = cradle.run("trace", "last", "--address", "/nowhere/at/all.sock")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+async def test_a_runtime_in_process_tells_the_same(tmp_path: Path) -> None:
+    async with cradled.Runtime(tmp_path / "root", tmp_path / "state") as client:
+        await client.namespaces.create("traced", {})
+        (trace,) = [one for one in await client.trace(last=50) if "Create" in one.spans[0].name]
+    names = [span.name for span in trace.spans]
+    assert names[0] == "containerd.services.namespaces.v1.Namespaces/Create"
+    assert names[1:] == ["metadata.queue", "metadata.apply", "metadata.fsync"]
+    assert 0 < trace.spans[3].seconds < trace.seconds
