@@ -13,8 +13,8 @@ BOOT = """
 import os, signal, sys
 from cradled.daemon import notify
 
-def report(state):
-    if state == "READY=1":
+def report(*states):
+    if "READY=1" in states:
         print(*sorted(sys.modules))
         os.kill(os.getpid(), signal.SIGTERM)
 

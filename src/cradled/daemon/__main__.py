@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cradled.daemon import arguments, builtins, config_file, listeners
@@ -37,8 +38,7 @@ def main() -> int:
 
 def _run(args: arguments.Arguments) -> int:
     if args.command == "serve":
-        config, problems = configure(args)
-        return _serve(config, problems, args.exit_idle)
+        return _serve(args)
     if args.command == "help":
         print(arguments.USAGE, end="")
         return 0
@@ -91,7 +91,8 @@ def configure(args: arguments.Arguments) -> tuple[Config, list[Problem]]:
     return config, problems
 
 
-def _serve(config: Config, problems: list[Problem], exit_idle: float) -> int:
+def _serve(args: arguments.Arguments) -> int:
+    config, problems = configure(args)
     listeners.make_directory(config.root, 0o700, "root")
     listeners.make_directory(config.state, 0o711, "state")
     listeners.hold(config.root, "root")
@@ -105,7 +106,8 @@ def _serve(config: Config, problems: list[Problem], exit_idle: float) -> int:
     )
     from cradled.daemon import serve
 
-    return serve.run(config, problems, sockets, exit_idle)
+    read = partial(configure, args)
+    return serve.run(serve.Start(config, problems, read, sockets, args.exit_idle))
 
 
 if __name__ == "__main__":

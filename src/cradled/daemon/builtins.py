@@ -33,11 +33,26 @@ _TASKS = (t.RUNTIME, "task")
 _TRANSFERS = (t.TRANSFER, "local")
 _WALKING = (t.DIFFER, "walking")
 _WORKERS = (t.FORKED, "workers")
-_RING = (t.SPANS, "ring")
 _ZYGOTE = (t.FORKED, "zygote")
 
 _GRPC_SERVER = Registration(t.SERVER, "grpc", (t.GRPC,), config=sections.GrpcServer)
 _TTRPC_SERVER = Registration(t.SERVER, "ttrpc", (t.TTRPC,), config=sections.TtrpcServer)
+
+
+async def _skip(context: InitContext) -> Any:
+    raise SkipPlugin
+
+
+async def _side_listener(context: InitContext) -> None:
+    """The listeners themselves are the program's (``side_listeners``), not the library's."""
+    if not context.config.address or not context.properties["grpc_address"]:
+        raise SkipPlugin("no address configured")
+    context.export("address", context.config.address)
+
+
+DEBUG_SERVER = Registration(t.SERVER, "debug", init=_side_listener, config=sections.DebugServer)
+METRICS_SERVER = Registration(t.SERVER, "metrics", init=_skip)
+TCP_SERVER = Registration(t.SERVER, "grpc-tcp", (t.GRPC,), init=_skip)
 
 
 def endpoints(config: Config) -> tuple[sections.GrpcServer, sections.TtrpcServer]:
@@ -47,6 +62,11 @@ def endpoints(config: Config) -> tuple[sections.GrpcServer, sections.TtrpcServer
     grpc = grpc._replace(address=grpc.address.removeprefix("unix://"))
     address = ttrpc.address.removeprefix("unix://") or f"{grpc.address}.ttrpc"
     return grpc, ttrpc._replace(address=address)
+
+
+def has_side_listeners(config: Config) -> bool:
+    """Whether it asks for listeners beside the two main ones."""
+    return any(config.section(one).address for one in (DEBUG_SERVER,))
 
 
 def with_address(config: Config, address: str) -> Config:
@@ -256,10 +276,6 @@ async def _transfers(context: InitContext) -> Late:
     return Late(make)
 
 
-async def _skip(context: InitContext) -> Any:
-    raise SkipPlugin
-
-
 async def _skip_tracing(context: InitContext) -> Any:
     raise SkipPlugin("tracing endpoint not configured")
 
@@ -290,7 +306,6 @@ async def _introspection(context: InitContext) -> Served:
     uuid = server_uuid(context.root)
 
     def make() -> Any:
-        from cradled.daemon.tracing import traces_info
         from cradled.oci import platforms
         from cradled.runtime.info import runtime_info
         from cradled.services.introspection import IntrospectionService
@@ -301,7 +316,7 @@ async def _introspection(context: InitContext) -> Served:
             pid=os.getpid(),
             pidns=pid_namespace(),
             platform=platforms.default(),
-            providers={_TASKS: runtime_info, _RING: traces_info},
+            providers={_TASKS: runtime_info},
         )
 
     return [(Introspection, Late(make))]
@@ -382,10 +397,9 @@ REGISTRATIONS: tuple[Registration, ...] = (
     ),
     Registration(t.POLICY, "file", init=_policy_file, config=sections.PolicyFile),
     Registration(t.POLICY, "python", init=_policy_python, config=sections.PolicyPython),
-    Registration(*_RING),
-    Registration(t.SERVER, "metrics", init=_skip),
-    Registration(t.SERVER, "grpc-tcp", (t.GRPC,), init=_skip),
-    Registration(t.SERVER, "debug", init=_skip),
+    METRICS_SERVER,
+    TCP_SERVER,
+    DEBUG_SERVER,
     Registration(t.TRACING, "otlp", init=_skip_tracing),
     Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_skip_tracing),
     _service("containers"),

@@ -82,6 +82,29 @@ def listen(path: str, *, mode: int = 0o660, uid: int = 0, gid: int = 0) -> socke
     return sock
 
 
+def listen_tcp(address: str) -> socket.socket:
+    """A listening TCP socket at ``host:port``, an empty host being all. Raises StartError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise StartError(f'address "{address}" is not host:port')
+    try:
+        (family, kind, protocol, _, name), *_ = socket.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(name)
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise StartError(f"cannot listen at {address}: {error}") from error
+    return sock
+
+
 def remove(sock: socket.socket, path: str) -> None:
     """Close a listening socket (one that a server closed already is fine) and its path."""
     sock.close()

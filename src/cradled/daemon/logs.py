@@ -15,6 +15,9 @@ import sys
 import time
 from typing import Any
 
+from cradled import spans
+from cradled.daemon.config import Debug
+
 TRACE = 5
 
 _LEVELS = {
@@ -33,31 +36,48 @@ _NAMES = {
 }
 
 
-def setup(level: str, format: str) -> None:
-    """Send everything of ``level`` and above to stderr; words are those of ``config``."""
+def setup(debug: Debug) -> None:
+    """Send everything of the configured level and above to stderr, from now on."""
     logging.raiseExceptions = False
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    kind = JsonFormatter if debug.format == "json" else TextFormatter
+    handler.setFormatter(kind(debug.log_trace_id))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(_LEVELS[level])
+    root.setLevel(_LEVELS[debug.level])
     logging.captureWarnings(True)
 
 
-class TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """With ``trace_ids``, a line that is written for a call has its trace and span."""
+
+    def __init__(self, trace_ids: bool = False) -> None:
+        super().__init__()
+        self._trace_ids = trace_ids
+
+    def fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        """What is told beside the message."""
+        found = _fields(record)
+        span = spans.current() if self._trace_ids else None
+        if span is not None:
+            found |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.id:016x}"}
+        return found
+
+
+class TextFormatter(_Formatter):
     """``key=value`` pairs, quoted where they are not a plain word."""
 
     def format(self, record: logging.LogRecord) -> str:
         head = f'time="{_time(record)}" level={_level(record)} msg={_quoted(record.getMessage())}'
-        fields = (f" {key}={_text(value)}" for key, value in _fields(record).items())
+        fields = (f" {key}={_text(value)}" for key, value in self.fields(record).items())
         return head + "".join(fields)
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        values = {**_fields(record), "level": _level(record), "msg": record.getMessage()}
+        values = {**self.fields(record), "level": _level(record), "msg": record.getMessage()}
         values["time"] = _time(record)
         return json.dumps(values, separators=(",", ":"), default=str)
 

@@ -30,6 +30,33 @@ class TtrpcServer(NamedTuple):
     gid: int = 0
 
 
+class TcpServer(NamedTuple):
+    """``address`` is ``host:port``, empty: none. With a certificate it is TLS, with ``tls_ca``
+    clients need one too, which has ``tls_common_name`` if that is given."""
+
+    address: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_common_name: str = ""
+    max_recv_message_size: int = 16 << 20
+    max_send_message_size: int = 16 << 20
+
+
+class DebugServer(NamedTuple):
+    """``address`` is a unix socket, empty: none."""
+
+    address: str = ""
+    uid: int = 0
+    gid: int = 0
+
+
+class MetricsServer(NamedTuple):
+    """``address`` is ``host:port``, empty: none."""
+
+    address: str = ""
+
+
 class Metadata(NamedTuple):
     content_sharing_policy: str = "shared"
     no_sync: bool = False

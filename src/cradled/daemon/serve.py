@@ -10,18 +10,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cradled.core.scope import Scope
-from cradled.core.tasks import Status
-from cradled.daemon import builtins, listeners, logs
+from cradled.aio import births
+from cradled.daemon import builtins, listeners, logs, notify
 from cradled.daemon.app import STOP_GRACE, App
 from cradled.daemon.config import Config
-from cradled.daemon.notify import notify
 from cradled.linux import memory
-from cradled.plugin import types as t
 from cradled.plugin.graph import PluginError
 from cradled.rpc.grpc_server import GrpcServer
 from cradled.rpc.ttrpc_server import TtrpcServer
@@ -32,37 +29,44 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_IDLE_CHECK = 5.0
-"""Seconds between looks at whether anybody is there."""
+
+class Start(NamedTuple):
+    """What the program was started with. ``sockets`` listen already, for gRPC and ttrpc; ``read``
+    reads the configuration again; ``exit_idle`` is in seconds, 0 for never."""
+
+    config: Config
+    problems: list[Problem]
+    read: Callable[[], tuple[Config, list[Problem]]]
+    sockets: tuple[socket.socket, socket.socket]
+    exit_idle: float
 
 
-def run(
-    config: Config,
-    problems: Sequence[Problem],
-    sockets: tuple[socket.socket, socket.socket],
-    exit_idle: float,
-) -> int:
-    """Serve on the two listening sockets (gRPC, ttrpc) until told to stop; the exit status."""
-    logs.setup(config.debug.level, config.debug.format)
-    for problem in problems:
-        log.warning(problem.text, extra={"fields": problem.fields})
+def run(start: Start) -> int:
+    """Serve until told to stop; the exit status. Raises StartError."""
+    config = start.config
+    faulthandler.enable()
+    logs.setup(config.debug)
+    if start.problems:
+        from cradled.daemon import reload
+
+        reload.report(start.problems)
     log.info(
         "starting cradled", extra={"fields": {"revision": REVISION, "version": SERVER_VERSION}}
     )
-    faulthandler.register(signal.SIGUSR1)
-    if config.temp:
-        os.environ["TMPDIR"] = config.temp
-    _adjust_oom_score(config.oom_score)
+    if config.temp or config.oom_score or config.cgroup.path:
+        from cradled.daemon import process
+
+        process.adjust(config)
     memory.own_process()
     try:
-        _run_loop(_serve(config, sockets, exit_idle))
+        _run_loop(_serve(start))
     except PluginError as error:
         log.critical("%s", error)
         return 1
     finally:
         grpc, ttrpc = builtins.endpoints(config)
-        listeners.remove(sockets[0], grpc.address)
-        listeners.remove(sockets[1], ttrpc.address)
+        listeners.remove(start.sockets[0], grpc.address)
+        listeners.remove(start.sockets[1], ttrpc.address)
     return 0
 
 
@@ -78,77 +82,80 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-async def _serve(
-    config: Config, sockets: tuple[socket.socket, socket.socket], exit_idle: float
-) -> None:
+async def _serve(start: Start) -> None:
     began = time.monotonic()
-    stop = _stop_on_signals()
-    address = builtins.endpoints(config)[0].address
+    loop = asyncio.get_running_loop()
+    births.note(loop)
+    config = start.config
     async with AsyncExitStack() as stack:
+        signals = Signals(loop, start)
         if log.isEnabledFor(logging.DEBUG):
             from cradled.aio.watchdog import Watchdog
 
-            stack.enter_context(Watchdog(asyncio.get_running_loop()))
-        app = await stack.enter_async_context(App(config, address))
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
+            stack.enter_context(Watchdog(loop))
+        app = await stack.enter_async_context(App(config, builtins.endpoints(config)[0].address))
         grpc, ttrpc = GrpcServer(app.router, app.guard), TtrpcServer(app.ttrpc_router, app.guard)
-        await grpc.serve(sockets[0])
+        await grpc.serve(start.sockets[0])
         stack.push_async_callback(grpc.stop, STOP_GRACE)
-        await ttrpc.serve(sockets[1])
+        await ttrpc.serve(start.sockets[1])
         stack.push_async_callback(ttrpc.stop, STOP_GRACE)
-        notify("READY=1")
+        if builtins.has_side_listeners(config):
+            from cradled.daemon import side_listeners
+
+            await side_listeners.serve(config, app, stack)
+        signals.serve(app)
+        heartbeat = notify.Heartbeat()
+        stack.callback(heartbeat.stop)
+        notify.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {start.config.root}")
+        heartbeat.start()
         gc.freeze()
         gc.enable()
-        log.info("cradled successfully booted in %fs", time.monotonic() - began)
-        if exit_idle:
-            await _until_idle(app, grpc, stop, exit_idle)
+        # In the words of the original: whoever waits for it looks for them.
+        log.info("containerd successfully booted in %fs", time.monotonic() - began)
+        if start.exit_idle:
+            from cradled.daemon import idle
+
+            await idle.until(app, grpc, signals.stop, start.exit_idle)
         else:
-            await stop.wait()
-        notify("STOPPING=1")
+            await signals.stop.wait()
+        notify.notify("STOPPING=1", "STATUS=stopping")
         log.info("stopping")
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+class Signals:
+    """SIGTERM and SIGINT end the daemon (``stop``), SIGUSR1 tells what it does, and SIGHUP has it
+    read its configuration again, from ``serve`` on."""
 
+    def __init__(self, loop: asyncio.AbstractEventLoop, start: Start) -> None:
+        self.stop = asyncio.Event()
+        self._loop = loop
+        self._start = start
+        self._config = start.config
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        # Not a handler of the loop's: it also runs while some code holds the loop.
+        signal.signal(signal.SIGUSR1, lambda number, frame: self._dump())
 
-async def _until_idle(app: App, grpc: GrpcServer, stop: asyncio.Event, seconds: float) -> None:
-    """Until told to stop, or nobody was connected and nothing ran for so many seconds."""
-    idle_since = time.monotonic()
-    while not stop.is_set():
-        now = time.monotonic()
-        if grpc.connections or await _something_runs(app):
-            idle_since = now
-        left = idle_since + seconds - now
-        if left <= 0:
-            log.info("idle for %g s", seconds)
-            return
-        try:
-            async with asyncio.timeout(min(left, _IDLE_CHECK)):
-                await stop.wait()
-        except TimeoutError:
-            continue
+    def serve(self, app: App) -> None:
+        """The daemon is there: what SIGHUP asks for can be done."""
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload, app)
 
+    def _dump(self) -> None:
+        from cradled.daemon import stacks
 
-async def _something_runs(app: App) -> bool:
-    db, tasks = app.get(t.METADATA, "bolt"), app.get(t.RUNTIME, "task")
-    for namespace, _ in await db.namespaces.list():
-        for process in await tasks.list(Scope(namespace)):
-            if process.status != Status.STOPPED:
-                return True
-    return False
+        text, path = stacks.write(os.getpid())
+        self._loop.call_soon_threadsafe(
+            log.info,
+            "=== BEGIN task stack dump ===\n%s\n=== END task stack dump === (%s)",
+            text,
+            path,
+        )
 
+    def _reload(self, app: App) -> None:
+        from cradled.daemon import reload
 
-def _adjust_oom_score(score: int) -> None:
-    """Lowering it takes a capability that not every host gives: try, and say so."""
-    if not score:
-        return
-    try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(score))
-    except OSError as error:
-        log.warning("cannot set oom_score %d for pid %d", score, os.getpid(), exc_info=error)
+        notify.reloading()
+        self._config = reload.reload(self._config, self._start.read)
+        app.reload()
+        notify.notify("READY=1", f"STATUS=serving {self._config.root}")
