@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from cradled.aio import threads
 from cradled.core.content import Reader
@@ -14,6 +12,7 @@ from cradled.core.diff import Apart
 from cradled.core.mount import Mount
 from cradled.core.values import AnyValue, Descriptor
 from cradled.differs import mediatypes
+from cradled.differs.processors import Processor, plan, temporary
 from cradled.linux.fs import write_all
 from cradled.linux.mount import split_layers
 from cradled.workers.pool import Pool
@@ -25,8 +24,9 @@ class WalkingApplier:
     """Unpacks tar layers, plain or compressed with gzip or zstd. Implements
     core.diff.ApartApplier."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, processors: Sequence[Processor] = ()) -> None:
         self._pool = pool
+        self._processors = processors
 
     async def apply(
         self,
@@ -40,17 +40,21 @@ class WalkingApplier:
     ) -> Descriptor:
         """Unpack a layer onto mounts; returns the descriptor of the uncompressed tar.
 
-        Raises NotFound for a media type that nothing here reads, Error for a bad archive or where
-        the file system refuses something, Aborted when the worker dies. What was unpacked until
-        then stays: the caller drops the snapshot.
+        Raises NotFound for a media type that nothing here reads, Error for a bad archive, where
+        a processor fails or the file system refuses something, Aborted when the worker dies.
+        What was unpacked until then stays: the caller drops the snapshot.
         """
+        chain = plan(self._processors, layer.media_type)
         params = {
             "mounts": [(m.type, m.source, m.options, m.target) for m in mounts],
-            "sniff": mediatypes.is_compressed(layer.media_type),
+            "sniff": chain.compressed,
             "sync": sync_fs,
         }
         here = all(self._pool.covers(path) for mount in mounts for path in directories(mount))
-        done = await self._run("apply", params, blob, anywhere=not here)
+        with ExitStack() as stack:
+            fd = await _file_of(blob, stack)
+            fd = await chain.run(layer.media_type, fd, payloads or {}, stack)
+            done = await self._pool.run("apply", params, [fd], anywhere=not here)
         return Descriptor(mediatypes.LAYER, done["digest"], done["size"])
 
     async def apply_apart(self, layer: Descriptor, blob: Reader, upper: str, /) -> Apart:
@@ -58,9 +62,13 @@ class WalkingApplier:
 
         Raises as ``apply``.
         """
-        params = {"upper": upper, "sniff": mediatypes.is_compressed(layer.media_type)}
+        chain = plan(self._processors, layer.media_type)
+        params = {"upper": upper, "sniff": chain.compressed}
         anywhere = not self._pool.covers(upper)
-        done = await self._run("apply_apart", params, blob, anywhere=anywhere)
+        with ExitStack() as stack:
+            fd = await _file_of(blob, stack)
+            fd = await chain.run(layer.media_type, fd, {}, stack)
+            done = await self._pool.run("apply_apart", params, [fd], anywhere=anywhere)
         applied = Descriptor(mediatypes.LAYER, done["digest"], done["size"])
         return Apart(applied, tuple(done["implied"]), done["needs_lowers"])
 
@@ -73,14 +81,6 @@ class WalkingApplier:
         settled: bool = await self._pool.run("settle", params, anywhere=anywhere)
         return settled
 
-    async def _run(self, job: str, params: dict[str, Any], blob: Reader, *, anywhere: bool) -> Any:
-        with ExitStack() as stack:
-            fd = blob.fileno()
-            if fd < 0:
-                fd = stack.enter_context(tempfile.TemporaryFile(buffering=0)).fileno()
-                await _copy(blob, fd)
-            return await self._pool.run(job, params, [fd], anywhere=anywhere)
-
 
 def directories(mount: Mount) -> list[str]:
     """The directories that a mount is made of; for kinds not known here the root of all."""
@@ -91,8 +91,17 @@ def directories(mount: Mount) -> list[str]:
     return [mount.source] if {"bind", "rbind"} & set(mount.options) else ["/"]
 
 
+async def _file_of(blob: Reader, stack: ExitStack) -> int:
+    """The file that a blob lies in; one that lies elsewhere is brought into an unnamed one, since
+    a layer may have to be read twice."""
+    fd = blob.fileno()
+    if fd < 0:
+        fd = temporary(stack)
+        await _copy(blob, fd)
+    return fd
+
+
 async def _copy(blob: Reader, fd: int) -> None:
-    """Bring a blob that lies elsewhere into a file: a layer may have to be read twice."""
     offset = 0
     while data := await blob.read(offset, _COPY):
         offset += len(data)

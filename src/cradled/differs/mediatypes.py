@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cradled.errors import NotFound, Unimplemented
+from cradled.errors import Unimplemented
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 """An uncompressed layer: what applying any other comes down to."""
@@ -11,25 +11,24 @@ LAYER_GZIP = f"{LAYER}+gzip"
 _MADE = {LAYER: "", LAYER_GZIP: "gzip", f"{LAYER}+zstd": "zstd"}
 
 _OCI = frozenset((LAYER, "application/vnd.oci.image.layer.nondistributable.v1.tar"))
-_DOCKER = "application/vnd.docker.image.rootfs."
-_DOCKER_PLAIN = frozenset((f"{_DOCKER}diff.tar", f"{_DOCKER}foreign.diff.tar"))
-_DOCKER_PACKED = frozenset(
-    (f"{_DOCKER}diff.tar.gzip", f"{_DOCKER}diff.tar.zstd", f"{_DOCKER}foreign.diff.tar.gzip")
-)
+_DOCKER = frozenset(
+    f"application/vnd.docker.image.rootfs.{suffix}"
+    for suffix in (
+        "diff.tar", "diff.tar.gzip", "diff.tar.zstd", "foreign.diff.tar", "foreign.diff.tar.gzip"
+    )
+)  # fmt: skip
 
 
-def is_compressed(media_type: str) -> bool:
+def is_compressed(media_type: str) -> bool | None:
     """Whether a layer of this type is, or may be, compressed; its first bytes tell how.
 
-    Docker's type without suffix is used for both. Raises NotFound for what no processor here
-    turns into a tar, encrypted layers among it.
+    Docker's type without suffix is used for both. None for what nothing built in turns into a
+    tar, encrypted layers among it.
     """
     base, *suffixes = media_type.split("+")
     if base in _OCI and suffixes in ([], ["gzip"], ["zstd"]):
         return bool(suffixes)
-    if media_type in _DOCKER_PLAIN or media_type in _DOCKER_PACKED:
-        return True
-    raise NotFound(f"failed to get stream processor for {media_type}: no processor for media-type")
+    return True if media_type in _DOCKER else None
 
 
 def compression_to_make(media_type: str) -> str:
