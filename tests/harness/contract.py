@@ -16,6 +16,7 @@ Every row has a world of its own: real stores in a directory of their own, empty
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -35,6 +36,8 @@ from cradled.api import (
     leases_pb2,
     mounts_pb2,
     namespaces_pb2,
+    reflection_pb2,
+    reflection_v1alpha_pb2,
     sandbox_pb2,
     snapshots_pb2,
     version_pb2,
@@ -58,11 +61,13 @@ from cradled.services.images import ImagesService
 from cradled.services.leases import LeasesService
 from cradled.services.mounts import MountsService
 from cradled.services.namespaces import NamespacesService
+from cradled.services.reflection import ReflectionService
 from cradled.services.sandboxes import SandboxStoreService
 from cradled.services.snapshots import SnapshotsService
 from cradled.services.version import VersionService
 
 NAMESPACE = "ns"
+REFLECTION = (reflection_pb2, reflection_v1alpha_pb2)
 
 Served = tuple[Service, object]
 
@@ -90,6 +95,7 @@ class World:
         self.db = db
         self.exchange = exchange
         self.scheduler = scheduler
+        self.health = HealthService()
 
     @classmethod
     async def open(
@@ -116,13 +122,16 @@ class World:
 
     def services(self) -> list[Served]:
         """What the daemon serves of these stores over gRPC."""
-        return [
+        served: list[Served] = [
             *record_services(self.db, self.scheduler),
             (events_service_pb2.Events, EventsService(self.exchange)),
             (mounts_pb2.Mounts, MountsService()),
-            (health_pb2.Health, HealthService()),
+            (health_pb2.Health, self.health),
             (version_pb2.Version, VersionService("v2.3.4", "abc")),
         ]
+        reflection = ReflectionService(lambda: [service for service, _ in served])
+        served += [(pb.ServerReflection, reflection) for pb in REFLECTION]
+        return served
 
     def ttrpc_services(self) -> list[Served]:
         """What the daemon serves over ttrpc."""
@@ -285,11 +294,20 @@ async def answered(rpc: Rpc, request: Any) -> Any:
 
 
 async def _conversation(stream: ClientStream, requests: Sequence[Any]) -> list[Any]:
-    async with stream:
+    """Requests are sent while answers are read: neither side takes any number of them unread."""
+
+    async def send() -> None:
         for request in requests:
             await stream.send(request)
         await stream.done()
-        return [message async for message in stream]
+
+    async with stream:
+        sending = asyncio.create_task(send())
+        try:
+            return [message async for message in stream]
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)  # answers tell what went wrong
 
 
 def timeless(answer: Any) -> Any:

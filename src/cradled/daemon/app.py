@@ -97,6 +97,13 @@ class App:
 
             policy.reload(self._policies)
 
+    def drain(self) -> None:
+        """Tell who watches the daemon's health that it stops; to be called before servers do."""
+        health = self.plugins.get((t.GRPC, "healthcheck"))
+        for _, service in health.instance or () if health else ():
+            if service.made is not None:
+                service.made.stop()
+
     async def _start(self) -> None:
         config = self._config
         path = self._properties["ttrpc_address"]

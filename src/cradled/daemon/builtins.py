@@ -33,6 +33,7 @@ _TASKS = (t.RUNTIME, "task")
 _TRANSFERS = (t.TRANSFER, "local")
 _WALKING = (t.DIFFER, "walking")
 _WORKERS = (t.FORKED, "workers")
+_RING = (t.SPANS, "ring")
 _ZYGOTE = (t.FORKED, "zygote")
 
 _GRPC_SERVER = Registration(t.SERVER, "grpc", (t.GRPC,), config=sections.GrpcServer)
@@ -306,6 +307,7 @@ async def _introspection(context: InitContext) -> Served:
     uuid = server_uuid(context.root)
 
     def make() -> Any:
+        from cradled.daemon.tracing import traces_info
         from cradled.oci import platforms
         from cradled.runtime.info import runtime_info
         from cradled.services.introspection import IntrospectionService
@@ -316,10 +318,33 @@ async def _introspection(context: InitContext) -> Served:
             pid=os.getpid(),
             pidns=pid_namespace(),
             platform=platforms.default(),
-            providers={_TASKS: runtime_info},
+            providers={_TASKS: runtime_info, _RING: traces_info},
         )
 
     return [(Introspection, Late(make))]
+
+
+async def _reflection(context: InitContext) -> Served:
+    """Tells, when it is asked, what all plugins serve."""
+    from cradled.api import reflection_pb2, reflection_v1alpha_pb2
+
+    def make() -> Any:
+        from cradled.services.reflection import ReflectionService
+
+        return ReflectionService(
+            lambda: (
+                service
+                for (type, _), plugin in context.loaded.items()
+                if type == t.GRPC
+                for service, _ in plugin.instance or ()
+            )
+        )
+
+    late = Late(make)
+    return [
+        (reflection_pb2.ServerReflection, late),
+        (reflection_v1alpha_pb2.ServerReflection, late),
+    ]
 
 
 async def _version(context: InitContext) -> Served:
@@ -397,6 +422,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     ),
     Registration(t.POLICY, "file", init=_policy_file, config=sections.PolicyFile),
     Registration(t.POLICY, "python", init=_policy_python, config=sections.PolicyPython),
+    Registration(*_RING),
     METRICS_SERVER,
     TCP_SERVER,
     DEBUG_SERVER,
@@ -420,6 +446,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _served("leases", "leases_pb2:Leases", "leases:LeasesService", _DB, _GC),
     _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService"),
     _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),
+    Registration(t.GRPC, "reflection", init=_reflection),
     _served("sandboxes", "sandbox_pb2:Store", "sandboxes:SandboxStoreService", _DB),
     _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", _DB),
     _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", _STREAMS),

@@ -99,6 +99,7 @@ async def _serve(start: Start) -> None:
         stack.push_async_callback(grpc.stop, STOP_GRACE)
         await ttrpc.serve(start.sockets[1])
         stack.push_async_callback(ttrpc.stop, STOP_GRACE)
+        stack.callback(app.drain)
         if builtins.has_side_listeners(config):
             from cradled.daemon import side_listeners
 

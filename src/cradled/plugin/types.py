@@ -82,6 +82,11 @@ class Late:
             self._made, self._make = self._make(), None
         return self._made
 
+    @property
+    def made(self) -> Any | None:
+        """The instance if somebody has asked for it."""
+        return self._made
+
 
 class Plugin:
     """A registered plugin and what became of it; ``error`` is None where all went well.
