@@ -55,10 +55,11 @@ class App:
     def __init__(self, config: Config, grpc_address: str = "") -> None:
         self._config = config
         self._stack = AsyncExitStack()
-        self._properties = {
+        self._properties: dict[str, Any] = {
             "grpc_address": grpc_address,
             "ttrpc_address": f"{config.state}/events.sock",
             "debug": "true" if config.debug.level in ("trace", "debug") else "false",
+            "stream_processors": config.stream_processors,
         }
         self.observer = Observer()
         self.router = Router(self.observer.wrap)

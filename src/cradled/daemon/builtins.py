@@ -231,9 +231,12 @@ async def _workers(context: InitContext) -> Any:
 
 async def _walking(context: InitContext) -> Late:
     def make() -> Any:
+        from cradled.differs.processors import Processor
         from cradled.differs.walking import WalkingDiffer
 
-        return WalkingDiffer(context.get(*_WORKERS))
+        configured = context.properties["stream_processors"]
+        processors = [Processor(id, **entry._asdict()) for id, entry in configured.items()]
+        return WalkingDiffer(context.get(*_WORKERS), processors)
 
     return Late(make)
 

@@ -51,7 +51,7 @@ async def start(
     state: str,
     stack: AsyncExitStack,
     config_of: Callable[[Registration], Any],
-    properties: Mapping[str, str],
+    properties: Mapping[str, Any],
     disabled: Collection[str] = (),
     required: Collection[str] = (),
 ) -> Mapping[tuple[str, str], Plugin]:

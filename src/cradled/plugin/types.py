@@ -109,13 +109,14 @@ class Plugin:
 class InitContext(NamedTuple):
     """What ``init`` is given.
 
-    ``properties`` are the daemon's own facts: ``grpc_address`` and ``ttrpc_address``. ``stack``
+    ``properties`` are the daemon's own facts: ``grpc_address``, ``ttrpc_address``, ``debug`` and
+    what is configured for all (``stream_processors``). ``stack``
     closes in reverse order when the daemon stops.
     """
 
     plugin: Plugin
     config: Any
-    properties: Mapping[str, str]
+    properties: Mapping[str, Any]
     root_base: str
     state_base: str
     stack: AsyncExitStack
