@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 
 from cradled.http2 import frames, hpack
 from cradled.http2.frames import (
-    HEADERS,
     MAX_STREAM_ID,
     MAX_WINDOW,
     PREFACE,
@@ -103,7 +102,7 @@ class Connection(Receiver):
         self, stream: Stream, headers: bytes, prefix: bytes, body: bytes, trailers: bytes
     ) -> None:
         """Send a whole response: headers, data (prefix and body), trailers."""
-        if not self._sendable(stream):
+        if (stream.reset or stream.ending or self.closed) and not self._sendable(stream):
             return
         if not self.outbox.reply(stream, headers, prefix, body, trailers):
             self.send_headers(stream, headers)
@@ -279,7 +278,6 @@ class Connection(Receiver):
             self.outbox.grow_stream(stream, increment)
 
     handlers: ClassVar[dict[int, Handler]] = {
-        HEADERS: Receiver._headers,
         frames.PRIORITY: _priority,
         frames.RST_STREAM: _rst_stream,
         SETTINGS: _settings,

@@ -107,10 +107,8 @@ def goaway(last_stream_id: int, code: int, text: str = "") -> bytes:
     return frame(GOAWAY, 0, 0, NUMBER.pack(last_stream_id) + NUMBER.pack(code) + text.encode())
 
 
-def without_padding(flags: int, payload: bytes) -> bytes:
-    """What a DATA or HEADERS frame carries beside padding; raises RemoteProtocolError."""
-    if not flags & PADDED:
-        return payload
+def without_padding(payload: bytes) -> bytes:
+    """What a padded HEADERS frame carries beside its padding; raises RemoteProtocolError."""
     if not payload or payload[0] >= len(payload):
         raise RemoteProtocolError(ErrorCode.PROTOCOL_ERROR, "padding longer than the frame")
     return payload[1 : len(payload) - payload[0]]

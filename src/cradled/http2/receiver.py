@@ -45,7 +45,11 @@ Handler = Callable[[Any, int, int, bytes, list[Event]], None]
 
 
 class Receiver:
-    """What has come, and what it left behind; for the rest see ``Connection``."""
+    """What has come, and what it left behind; for the rest see ``Connection``.
+
+    While ``data_left`` is not 0, so many bytes more are data of ``data_stream`` and nothing else;
+    if that is None, of nobody.
+    """
 
     handlers: ClassVar[dict[int, Handler]] = {}
 
@@ -64,8 +68,8 @@ class Receiver:
         self.headers_limit = limits.HEADERS_LIMIT if server else limits.HEADERS_LIMIT_CLIENT
         self._decoder = hpack.Decoder(interpret, self.headers_limit)
         self._rest = b""  # received and not parsed: a part of a frame
-        self._data_left = 0  # of the DATA frame that is being received
-        self._data_stream: Stream | None = None
+        self.data_left = 0  # of the DATA frame that is being received
+        self.data_stream: Stream | None = None
         self._data_ended = False
         self._padding = 0  # behind that data
         self._block: _Block | None = None  # a header block that is being continued
@@ -98,14 +102,6 @@ class Receiver:
             self._fail(ErrorCode.COMPRESSION_ERROR, str(error))
         return events
 
-    @property
-    def under_way(self) -> tuple[Stream | None, int]:
-        """Of the DATA frame that is being received: its stream, if there is one, and what is left.
-
-        So many bytes more are data of that stream and nothing else.
-        """
-        return self._data_stream, self._data_left
-
     def release(self, stream: Stream, size: int) -> None:
         """Bytes of a stream have been consumed: the peer may send as many more."""
         if stream.over:
@@ -136,7 +132,7 @@ class Receiver:
         for _ in range(_FRAMES_AT_A_TIME):
             if pos == end:
                 break
-            if self._data_left:
+            if self.data_left:
                 pos = self._continue_data(view, pos, events)
                 continue
             if end - pos < HEAD_SIZE:
@@ -149,8 +145,17 @@ class Receiver:
                 self._check_order(kind, stream_id)
             start = pos + HEAD_SIZE
             if kind == DATA and not flags & frames.PADDED:
-                pos = start
-                self._begin_data(flags, stream_id, size, size, events)
+                pos = start + size
+                if not size or pos > end:
+                    pos = start
+                    self._begin_data(flags, stream_id, size, size, events)
+                    continue
+                stream = self._count_data(stream_id, size, size, events)
+                if stream is not None:
+                    ended = flags & END_STREAM == END_STREAM
+                    if ended:
+                        self._received_end(stream)
+                    events.append(DataReceived(stream, view[start:pos], ended))
                 continue
             if kind == DATA or size > limits.CONTROL_SIZE:
                 if kind == DATA and size and start == end:
@@ -161,8 +166,10 @@ class Receiver:
             if pos > end:
                 pos -= size + HEAD_SIZE
                 break
-            if kind != HEADERS:
-                self._patience.spend(1, _NAMES.get(kind, "unknown frames"))
+            if kind == HEADERS:
+                self._headers(flags, stream_id, bytes(data[start:pos]), events)
+                continue
+            self._patience.spend(1, _NAMES.get(kind, "unknown frames"))
             handle = self.handlers.get(kind)
             if handle is not None:
                 handle(self, flags, stream_id, bytes(data[start:pos]), events)
@@ -199,7 +206,7 @@ class Receiver:
             code = ErrorCode.FRAME_SIZE_ERROR if fixed else ErrorCode.ENHANCE_YOUR_CALM
             raise RemoteProtocolError(code, f"frame of {size} bytes")
         self._patience.spend(1, "unknown frames")
-        self._data_stream, self._data_left, self._data_ended = None, size, False
+        self.data_stream, self.data_left, self._data_ended = None, size, False
         return 0
 
     # DATA
@@ -213,48 +220,58 @@ class Receiver:
         events: list[Event],
         padding: int = 0,
     ) -> None:
-        """A DATA frame begins: ``counted`` bytes for the windows, ``size`` bytes of data."""
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._check_not_idle(stream_id)
-            if limits.is_small(size):
-                self._patience.spend(1, "data of streams that are over")
-        else:
-            stream.receive_window -= counted
-            self._unread += counted
-            if stream.received_end:
-                self._break(stream, ErrorCode.STREAM_CLOSED, events)
-            elif stream.receive_window < 0:
-                self._break(stream, ErrorCode.FLOW_CONTROL_ERROR, events)
-            elif counted > size:
-                self.release(stream, counted - size)
-        self._owed += counted
-        if self._owed >= CONNECTION_WINDOW // 4:
-            self._give_back()
+        """A DATA frame begins that is not whole, not plain, or empty."""
+        stream = self._count_data(stream_id, counted, size, events)
         ended = bool(flags & END_STREAM)
         if size:
-            self._data_stream, self._data_left, self._data_ended = stream, size, ended
+            self.data_stream, self.data_left, self._data_ended = stream, size, ended
             self._padding = padding
             return
-        self._data_stream, self._data_left = None, padding
-        if ended and stream is not None and not stream.received_end:
+        self.data_stream, self.data_left = None, padding
+        if ended and stream is not None:
             self._received_end(stream)
             events.append(DataReceived(stream, _EMPTY, True))
         elif not ended:
             self._patience.spend(1, "empty DATA frames")
 
+    def _count_data(
+        self, stream_id: int, counted: int, size: int, events: list[Event]
+    ) -> Stream | None:
+        """``counted`` bytes have come for the windows, with ``size`` bytes of data; returns the
+        stream, if there is one that may have it."""
+        self._owed += counted
+        if self._owed >= CONNECTION_WINDOW // 4:
+            self._give_back()
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id)
+            if limits.is_small(size):
+                self._patience.spend(1, "data of streams that are over")
+            return None
+        stream.receive_window -= counted
+        self._unread += counted
+        if stream.received_end:
+            self._break(stream, ErrorCode.STREAM_CLOSED, events)
+            return None
+        if stream.receive_window < 0:
+            self._break(stream, ErrorCode.FLOW_CONTROL_ERROR, events)
+            return None
+        if counted > size:
+            self.release(stream, counted - size)
+        return stream
+
     def _continue_data(self, view: memoryview, pos: int, events: list[Event]) -> int:
-        left = self._data_left
+        left = self.data_left
         stop = min(pos + left, len(view))
-        self._data_left = left = left - (stop - pos)
-        stream = self._data_stream
+        self.data_left = left = left - (stop - pos)
+        stream = self.data_stream
         if stream is not None and not stream.received_end:
             ended = self._data_ended and not left
             if ended:
                 self._received_end(stream)
             events.append(DataReceived(stream, view[pos:stop], ended))
         if not left and self._padding:  # skipped as data of no stream
-            self._data_stream, self._data_left, self._padding = None, self._padding, 0
+            self.data_stream, self.data_left, self._padding = None, self._padding, 0
         return stop
 
     def _give_back(self) -> None:
@@ -266,15 +283,18 @@ class Receiver:
     # Header blocks
 
     def _headers(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        fragment = frames.without_padding(flags, payload)
+        fragment = payload
+        if flags & frames.PADDED:
+            fragment = frames.without_padding(payload)
         if flags & frames.WITH_PRIORITY:
             if len(fragment) < 5:
                 raise RemoteProtocolError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short")
             fragment = fragment[5:]
+        ended = flags & END_STREAM == END_STREAM
         if flags & END_HEADERS:
-            self._received_block(stream_id, fragment, bool(flags & END_STREAM), events)
+            self._received_block(stream_id, fragment, ended, events)
         else:
-            self._block = _Block(stream_id, bool(flags & END_STREAM), fragment)
+            self._block = _Block(stream_id, ended, fragment)
 
     def _continuation(
         self, flags: int, stream_id: int, payload: bytes, events: list[Event]

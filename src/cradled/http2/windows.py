@@ -86,7 +86,14 @@ class Outbox:
         It does not tell ``on_end``.
         """
         size = len(prefix) + len(body)
-        if stream.queue or self.table_update or not self._fits(stream, size):
+        if (
+            size > self.window
+            or size > stream.send_window
+            or size > self.frame_size
+            or self.hold
+            or stream.queue
+            or self.table_update
+        ):
             return False
         stream_id = stream.id
         self._frames.append(

@@ -93,8 +93,8 @@ class GrpcConnection(asyncio.BufferedProtocol):
             self.data_received(bytes(self._buffer[:nbytes]))
         else:
             self.data_received(self._buffer[:nbytes])
-        stream, left = self.http2.under_way
-        if left >= _LONG and stream is not None:
+        left = self.http2.data_left
+        if left >= _LONG and (stream := self.http2.data_stream) is not None:
             reader = self.reader(stream)
             self._place = None if reader is None else reader.room(left)
 

@@ -39,19 +39,18 @@ _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 class RequestHead:
     """The head of a request.
 
-    ``refusal`` is the header block that answers one which is not served, else empty;
-    ``malformed`` are those that HTTP/2 has reset. ``content_type`` is that of the response, empty
-    for the usual one.
+    ``refusal`` is the header block that answers one which is not ``served``; it is empty for those
+    that HTTP/2 has reset. ``content_type`` is that of the response, empty for the usual one.
     """
 
     __slots__ = (
         "binary",
         "content_type",
         "encoding",
-        "malformed",
         "metadata",
         "path",
         "refusal",
+        "served",
         "timeout",
     )
 
@@ -63,7 +62,7 @@ class RequestHead:
         self.binary: dict[str, bytes] = {}
         self.timeout: float | None = None
         self.refusal = b""
-        self.malformed = False
+        self.served = True
 
 
 def request_head(fields: list[Field]) -> RequestHead:
@@ -106,12 +105,14 @@ def _escape(char: str) -> str:
 def _with_timeout(rest: RequestHead, value: str) -> RequestHead:
     head = RequestHead(rest.path, rest.encoding, rest.content_type)
     head.metadata, head.binary = rest.metadata, rest.binary
-    head.refusal, head.malformed = rest.refusal, rest.malformed
+    head.refusal, head.served = rest.refusal, rest.served
     try:
         head.timeout = decode_timeout(value)
     except ValueError as error:
-        text = f"malformed grpc-timeout: {error}"
-        head.refusal = head.refusal or _refusal(400, Code.INTERNAL, text, head.content_type)
+        if head.served:
+            text = f"malformed grpc-timeout: {error}"
+            head.refusal = _refusal(400, Code.INTERNAL, text, head.content_type)
+            head.served = False
     return head
 
 
@@ -131,12 +132,16 @@ def _new_head(fields: tuple[Field, ...]) -> RequestHead:
     head.metadata, head.binary = split_metadata(
         pair for pair in pairs if pair[0] not in _RESERVED and pair[0][:1] != ":"
     )
-    head.malformed = _is_malformed(fields)
     problem = _problem(pairs, by_name, subtype is not None)
-    if problem is not None:
+    head.served = False
+    if _is_malformed(fields):
+        pass
+    elif problem is not None:
         head.refusal = _refusal(*problem, head.content_type)
     elif head.encoding not in ENCODINGS:
         head.refusal = _unknown_encoding(head)
+    else:
+        head.served = True
     return head
 
 

@@ -137,6 +137,8 @@ class _ServerConnection(GrpcConnection):
 
     def handled(self) -> None:
         """A call whose request has not come yet can run out of time too."""
+        if not self._waiting:
+            return
         for exchange in self._waiting:
             if exchange.task is None and not exchange.over:
                 assert exchange.call.deadline is not None
@@ -197,11 +199,8 @@ class _ServerConnection(GrpcConnection):
     def _begin(self, stream: Stream, head: RequestHead, ended: bool) -> None:
         if stream.reset:  # in the same breath
             return
-        if head.malformed:
-            self.http2.reject(stream, ErrorCode.PROTOCOL_ERROR)
-            return
-        if head.refusal:
-            self.http2.send_headers(stream, head.refusal, end=True)
+        if not head.served:
+            self._refuse(stream, head)
             return
         endpoint = self._router.find(head.path)
         if endpoint is None:
@@ -221,6 +220,12 @@ class _ServerConnection(GrpcConnection):
             self._waiting.append(exchange)
         if ended:
             self._received(stream, memoryview(b""), True)
+
+    def _refuse(self, stream: Stream, head: RequestHead) -> None:
+        if head.refusal:
+            self.http2.send_headers(stream, head.refusal, end=True)
+        else:
+            self.http2.reject(stream, ErrorCode.PROTOCOL_ERROR)
 
     def _received(self, stream: Stream, data: memoryview, ended: bool) -> None:
         exchange: Exchange | None = stream.context
@@ -289,7 +294,8 @@ class _ServerConnection(GrpcConnection):
         if exchange.over:
             return
         body = encode(response)
-        self._check_room(len(body))
+        if len(body) + self.http2.outbox.queued > MAX_MESSAGE:
+            self._check_room(len(body))
         call = exchange.call
         headers, trailers = grpc_wire.RESPONSE, grpc_wire.TRAILERS_OK
         if call.initial_metadata or exchange.head.content_type:

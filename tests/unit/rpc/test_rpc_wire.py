@@ -56,7 +56,7 @@ def test_texts_come_back(text):
 def test_request_block_comes_back():
     block = grpc_wire.request_block("/a.B/C", "localhost", [("Key", "v"), ("k-bin", "AP8")], 2)
     head = request_head(fields(block))
-    assert (head.path, head.refusal, head.timeout) == ("/a.B/C", b"", 2)
+    assert (head.path, head.served, head.timeout) == ("/a.B/C", True, 2)
     assert head.metadata["key"] == "v"
     assert head.binary == {"k-bin": b"\x00\xff"}
 
