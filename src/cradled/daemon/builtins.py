@@ -235,7 +235,8 @@ async def _walking(context: InitContext) -> Late:
         from cradled.differs.walking import WalkingDiffer
 
         configured = context.properties["stream_processors"]
-        processors = [Processor(id, **entry._asdict()) for id, entry in configured.items()]
+        # The last one first, as in the original: the built-in ones come first in the file.
+        processors = [Processor(id, **entry._asdict()) for id, entry in configured.items()][::-1]
         return WalkingDiffer(context.get(*_WORKERS), processors)
 
     return Late(make)
