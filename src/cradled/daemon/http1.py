@@ -1,6 +1,7 @@
 """Async. A small HTTP/1.1 responder for what operators and Prometheus read: GET and HEAD only.
 
-Every connection has one request and is closed after the answer. What a client can cost is bounded:
+Every connection has one request and is closed after the answer, or when the client closes its side:
+then nobody waits for what is being made. What a client can cost is bounded:
 the size of its request, the time it may take to send it and to read the answer, and how many there
 may be at once; beyond that they wait in the socket's queue or are hung up on.
 """
@@ -180,10 +181,6 @@ class _Connection(asyncio.Protocol):
             return
         self._timer.cancel()
         self._task = asyncio.ensure_future(self._answer(request))
-
-    def eof_received(self) -> bool:
-        """A client may close its side and wait for the answer."""
-        return self._task is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
