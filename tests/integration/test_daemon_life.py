@@ -19,7 +19,7 @@ from harness import leaks
 from harness.daemon import wait_until
 
 from cradled import errors
-from cradled.api import events_service_pb2, version_pb2, wellknown_pb2
+from cradled.api import events_service_pb2, health_pb2, version_pb2, wellknown_pb2
 from cradled.rpc import grpc_client
 from cradled.rpc.stub import Stub
 from cradled.version import SERVER_VERSION, VERSION
@@ -112,6 +112,22 @@ async def test_answers_and_ends_cleanly(tmp_path: Path) -> None:
         assert not program.socket.exists()
         assert not Path(f"{program.socket}.ttrpc").exists()
         assert not (tmp_path / "state/events.sock").exists()
+
+
+async def test_who_watches_its_health_is_told_of_the_end(tmp_path: Path) -> None:
+    with started(tmp_path) as program:
+        channel = await grpc_client.connect(str(program.socket))
+        seen = []
+        async for response in Stub(channel, health_pb2.Health).watch(
+            health_pb2.HealthCheckRequest()
+        ):
+            seen.append(response.status)
+            if len(seen) == 1:
+                program.process.send_signal(signal.SIGTERM)
+        await channel.aclose()
+        assert program.process.wait(20) == 0
+        status = health_pb2.HealthCheckResponse
+        assert seen == [status.SERVING, status.NOT_SERVING]
 
 
 async def test_same_identity_after_a_restart(tmp_path: Path) -> None:
