@@ -15,6 +15,7 @@ from typing import Self, cast
 from cradled import errors
 from cradled.api.pool import Method
 from cradled.http2.frames import ErrorCode
+from cradled.http2.hpack import Field
 from cradled.http2.streams import (
     DataReceived,
     Event,
@@ -30,7 +31,8 @@ from cradled.rpc.service import Message
 from cradled.rpc.status import Code, from_status
 from cradled.rpc.stub import ClientStream, Metadata
 
-_REMEMBERED = 256  # header blocks
+_REMEMBERED = 256  # heads
+_UNIQUE = frozenset({"traceparent", "tracestate", "baggage"})  # metadata that no two calls share
 
 
 async def connect(address: str) -> GrpcChannel:
@@ -51,7 +53,7 @@ class GrpcChannel:
         self._connection: _ClientConnection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
-        self._blocks: dict[tuple[str, Metadata], bytes] = {}
+        self._heads: dict[tuple[str, Metadata], tuple[Field, ...]] = {}
 
     async def call(
         self,
@@ -113,18 +115,16 @@ class GrpcChannel:
                     await self._connect()
         return connection
 
-    def block(self, path: str, metadata: Metadata, timeout: float | None) -> bytes:
-        """The header block of a request."""
-        if timeout is not None:
-            return grpc_wire.request_block(path, "localhost", metadata, timeout)
-        key = (path, metadata := tuple(metadata))
-        block = self._blocks.get(key)
-        if block is None:
-            if len(self._blocks) >= _REMEMBERED:
-                self._blocks.clear()
-            block = grpc_wire.request_block(path, "localhost", metadata, None)
-            self._blocks[key] = block
-        return block
+    def head(self, path: str, metadata: Metadata) -> tuple[Field, ...]:
+        """The fields of a request's head that others of this channel are likely to share."""
+        key = (path, tuple(metadata))
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) >= _REMEMBERED:
+                self._heads.clear()
+            shared = [pair for pair in metadata if pair[0] not in _UNIQUE]
+            self._heads[key] = head = (*grpc_wire.request_fields(path, "localhost", shared),)
+        return head
 
     async def _connect(self) -> None:
         if self._connection is not None:
@@ -220,12 +220,16 @@ class GrpcStream(ClientStream):
             self._connecting = None
         self._raise_error()
         if self._stream is None and connection is not None:
-            left = None if self._deadline is None else self._deadline - self._loop.time()
-            block = self._channel.block(self._method.path, self._metadata, left)
             self._connection = connection
-            self._stream = connection.open(block, self)
+            self._stream = connection.open(self._head(connection), self)
         assert self._stream is not None
         return self._stream
+
+    def _head(self, connection: _ClientConnection) -> bytes:
+        block = connection.http2.encode(self._channel.head(self._method.path, self._metadata))
+        unique = [pair for pair in self._metadata if pair[0] in _UNIQUE]
+        left = None if self._deadline is None else self._deadline - self._loop.time()
+        return block + grpc_wire.unique_block(unique, left) if unique or left is not None else block
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -15,7 +15,7 @@ from cradled.http2.hpack import Field
 from cradled.rpc.call import split_metadata
 from cradled.rpc.status import Code
 
-MAX_MESSAGE = 16 << 20  # bytes, either way
+MAX_MESSAGE = 16 << 20  # bytes, either way, unless a server is configured otherwise
 PREFIX = struct.Struct(">BI")  # compressed or not, size
 _SET_ASIDE = 2 << 20  # bytes, for a message whose prefix has come; content comes in 1 MiB
 _SET_ASIDE_LEAST = 16 << 10  # ... where very many messages are under way
@@ -87,17 +87,19 @@ def request_fields(path: str, authority: str, metadata: Iterable[tuple[str, str]
     ]
 
 
-def timeout_block(seconds: float) -> bytes:
-    """The part of a request's header block that limits its time; it comes last."""
-    return hpack.encode([(b"grpc-timeout", encode_timeout(seconds))])
+def unique_block(metadata: Iterable[tuple[str, str]], timeout: float | None) -> bytes:
+    """The part of a request's header block that is like no other; ``timeout`` in seconds."""
+    fields = _metadata_fields(metadata)
+    if timeout is not None:
+        fields.append((b"grpc-timeout", encode_timeout(timeout)))
+    return hpack.encode(fields)
 
 
 def request_block(
     path: str, authority: str, metadata: Iterable[tuple[str, str]], timeout: float | None
 ) -> bytes:
     """The header block of a request, right on any connection; ``timeout`` in seconds."""
-    block = hpack.encode(request_fields(path, authority, metadata))
-    return block if timeout is None else block + timeout_block(timeout)
+    return hpack.encode(request_fields(path, authority, metadata)) + unique_block((), timeout)
 
 
 def response_block(
@@ -164,11 +166,13 @@ def _percent_encoded(match: re.Match[bytes]) -> bytes:
 
 
 class Account:
-    """How many bytes the unfinished messages of one connection take, all calls together."""
+    """How many bytes the unfinished messages of one connection take, all calls together; no
+    message may be larger than ``limit``."""
 
-    __slots__ = ("used",)
+    __slots__ = ("limit", "used")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_MESSAGE) -> None:
+        self.limit = limit
         self.used = 0
 
     def add(self, size: int) -> None:
@@ -279,10 +283,10 @@ class MessageReader:
         self._body, self._filled = bytearray(size), 0
 
     def _begin(self, compressed: int, size: int) -> None:
-        if size > MAX_MESSAGE:
-            raise errors.ResourceExhausted(
-                f"grpc: received message larger than max ({size} vs. {MAX_MESSAGE})", verbatim=True
-            )
+        limit = self._account.limit
+        if size > limit:
+            text = f"grpc: received message larger than max ({size} vs. {limit})"
+            raise errors.ResourceExhausted(text, verbatim=True)
         if compressed and not ENCODINGS.get(self._encoding):
             if self._encoding == "identity":
                 text = "grpc: compressed flag set with identity or empty encoding"
@@ -294,7 +298,8 @@ class MessageReader:
 
     def _message(self, body: memoryview | bytearray) -> Any:
         if self._compressed:
-            return parsed(self._parse, _decompressed(body, ENCODINGS[self._encoding]))
+            wbits = ENCODINGS[self._encoding]
+            return parsed(self._parse, _decompressed(body, wbits, self._account.limit))
         return parsed(self._parse, body)
 
 
@@ -307,18 +312,16 @@ def parsed(parse: Callable[[Any], Any], body: memoryview | bytearray | bytes) ->
         raise errors.Internal(text, verbatim=True) from error
 
 
-def _decompressed(body: memoryview | bytearray, wbits: int) -> bytes:
+def _decompressed(body: memoryview | bytearray, wbits: int, limit: int) -> bytes:
     decompressor = zlib.decompressobj(wbits)
     failed = "grpc: failed to decompress the received message"
     try:
-        data = decompressor.decompress(body, MAX_MESSAGE + 1)
+        data = decompressor.decompress(body, limit + 1)
     except zlib.error as error:
         raise errors.Internal(f"{failed}: {error}", verbatim=True) from error
-    if len(data) > MAX_MESSAGE:
-        raise errors.ResourceExhausted(
-            f"grpc: received message after decompression larger than max {MAX_MESSAGE}",
-            verbatim=True,
-        )
+    if len(data) > limit:
+        text = f"grpc: received message after decompression larger than max {limit}"
+        raise errors.ResourceExhausted(text, verbatim=True)
     if not decompressor.eof:
         raise errors.Internal(f"{failed}: unexpected EOF", verbatim=True)
     return data

@@ -9,6 +9,7 @@ from harness.echo import ECHO, EchoService, message
 
 from cradled import errors
 from cradled.http2 import frames
+from cradled.http2.connection import Connection
 from cradled.rpc import grpc_wire
 from cradled.rpc.grpc_client import connect
 from cradled.rpc.grpc_server import GrpcServer
@@ -132,6 +133,28 @@ async def test_details_of_errors(stub):
     with pytest.raises(errors.NotFound, match=r"^it: not found$") as caught:
         await stub.say(message("details"))
     assert caught.value.details == details
+
+
+async def test_what_calls_share_is_sent_once(stub, channel, service, monkeypatch):
+    """The heads of a client's calls go through its connection's table, others' values do not."""
+    blocks = []
+    send = Connection.send_headers
+
+    def send_headers(self, stream, block, end=False):
+        if not self.server:
+            blocks.append(block)
+        send(self, stream, block, end)
+
+    monkeypatch.setattr(Connection, "send_headers", send_headers)
+    for i in range(3):
+        metadata = [("key", "v" * 100), ("traceparent", f"00-{i}")]
+        await stub.say(message("hi"), metadata=metadata, timeout=5)
+        assert service.calls[i].metadata["traceparent"] == f"00-{i}"
+        assert service.calls[i].metadata["key"] == "v" * 100
+        assert service.calls[i].deadline is not None
+    first, *others = map(len, blocks)
+    assert first > 150
+    assert max(others) < 50
 
 
 async def test_metadata_of_responses(channel, service):
