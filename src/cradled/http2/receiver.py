@@ -330,13 +330,17 @@ class Receiver:
         if stream.received_end:
             self._break(stream, ErrorCode.STREAM_CLOSED, events)
             return
-        if self.server and stream.received_headers and not ended:
+        trailers = self.server and stream.received_headers
+        if trailers and not ended:
             self._break(stream, ErrorCode.PROTOCOL_ERROR, events)
             return
         stream.received_headers = True
         if ended:
             self._received_end(stream)
-        events.append(HeadersReceived(stream, head, ended))
+        if trailers:  # of a request: nobody wants to know more than that it ends
+            events.append(DataReceived(stream, _EMPTY, True))
+        else:
+            events.append(HeadersReceived(stream, head, ended))
 
     def _accept(self, stream_id: int) -> Stream | None:
         """The new stream of an id; None for one that is over, or that we refuse."""

@@ -289,6 +289,7 @@ def test_a_smaller_table_is_acknowledged_in_the_next_block():
 def test_trailers_of_a_request():
     server = greeted()
     events = hear(server, request(flags=END_HEADERS) + request())
+    assert [type(event) for event in events] == [HeadersReceived, DataReceived]
     assert [event.ended for event in events] == [False, True]
 
 
