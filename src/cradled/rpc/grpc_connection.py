@@ -58,6 +58,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         self._buffer = _shared.buffer
         self._place: memoryview | None = None  # where the next bytes belong
         self.account = Account()
+        self.max_send = MAX_MESSAGE
         self._held = 0  # reasons not to read
         self._hanging_up: asyncio.TimerHandle | None = None
         self._paused = False
@@ -156,8 +157,8 @@ class GrpcConnection(asyncio.BufferedProtocol):
     def send_message(self, stream: Stream, *parts: Buffer, end: bool = False) -> None:
         """Send a message; raises ResourceExhausted for one over the limit."""
         size = sum(map(len, parts))
-        if size > MAX_MESSAGE:
-            raise too_large(size)
+        if size > self.max_send:
+            raise too_large(size, self.max_send)
         prefix = PREFIX.pack(0, size)
         if size <= _JOINED:
             self.http2.send_data(stream, b"".join((prefix, *parts)), end)
@@ -172,6 +173,8 @@ class GrpcConnection(asyncio.BufferedProtocol):
     def send_batch(self, stream: Stream, batch: Batch) -> None:
         """Send several messages; raises ResourceExhausted for one over the limit."""
         batch.framed = framed = batch.framed or _framed(batch.messages)
+        if len(framed) > self.max_send and (size := max(map(len, batch.messages))) > self.max_send:
+            raise too_large(size, self.max_send)
         self.http2.send_data(stream, framed)
         self._flush_after(len(framed))
 
@@ -218,9 +221,6 @@ class GrpcConnection(asyncio.BufferedProtocol):
 
 
 def _framed(messages: Sequence[bytes]) -> bytes:
-    largest = max(map(len, messages))
-    if largest > MAX_MESSAGE:
-        raise too_large(largest)
     return b"".join([PREFIX.pack(0, len(message)) + message for message in messages])
 
 
@@ -230,8 +230,7 @@ def wake(future: asyncio.Future[None] | None) -> None:
         future.set_result(None)
 
 
-def too_large(size: int) -> errors.Error:
+def too_large(size: int, limit: int) -> errors.Error:
     """What the sender of a message of that size is told."""
-    return errors.ResourceExhausted(
-        f"grpc: trying to send message larger than max ({size} vs. {MAX_MESSAGE})", verbatim=True
-    )
+    text = f"grpc: trying to send message larger than max ({size} vs. {limit})"
+    return errors.ResourceExhausted(text, verbatim=True)

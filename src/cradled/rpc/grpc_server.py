@@ -16,7 +16,7 @@ import asyncio
 import socket
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cradled import errors
 from cradled.http2.frames import ErrorCode
@@ -32,20 +32,44 @@ from cradled.rpc.service import Batch, Encoded, Message, Router, encode
 from cradled.rpc.status import Code, packed, to_status
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from cradled.rpc.guard import Guard, Routes
 
 _BACKLOG = 4096
+_HANDSHAKE = 10.0  # seconds for a client to agree on how to speak TLS
 _PREFACE = 20.0  # seconds for a client to say that it speaks HTTP/2
 _ABANDONED = 1024  # handlers of calls that a client gave up; beyond, it has to wait for them
 _UNREAD = 256 << 20  # bytes of responses that wait for a client to read them
 
 
+class Limits(NamedTuple):
+    """The largest message either way, in bytes."""
+
+    receive: int = MAX_MESSAGE
+    send: int = MAX_MESSAGE
+
+
+_LIMITS = Limits()
+
+
+class Tls(NamedTuple):
+    """What a listener asks of clients; ``client`` is the common name that their certificates must
+    have, empty for any."""
+
+    context: SSLContext
+    client: str = ""
+
+
 class GrpcServer:
     """Serves the services of a router on any number of sockets; a ``guard`` is asked first."""
 
-    def __init__(self, router: Router, guard: Guard | None = None) -> None:
+    def __init__(
+        self, router: Router, guard: Guard | None = None, limits: Limits = _LIMITS
+    ) -> None:
         self.router = router
         self.guard = guard
+        self.limits = limits
         self.stopping = False
         self.starter: Starter | None = None
         self._servers: list[asyncio.AbstractServer] = []
@@ -56,12 +80,17 @@ class GrpcServer:
         """How many clients are connected."""
         return len(self._connections)
 
-    async def serve(self, sock: socket.socket) -> None:
-        """Accept connections on a listening socket, from now until ``stop``."""
+    async def serve(self, sock: socket.socket, tls: Tls | None = None) -> None:
+        """Accept connections on a listening socket, from now until ``stop``; with ``tls`` only
+        those that speak it."""
         loop = asyncio.get_running_loop()
         self.starter = self.starter or Starter(loop)
         make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._servers.append(await make(self._connected, sock=sock, backlog=_BACKLOG))
+        secure: dict[str, Any] = {}
+        if tls is not None:
+            secure = {"ssl": tls.context, "ssl_handshake_timeout": _HANDSHAKE}
+        connected = partial(_ServerConnection, self, self._connections, tls)
+        self._servers.append(await make(connected, sock=sock, backlog=_BACKLOG, **secure))
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, wait up to ``grace`` seconds for those under way, cancel the rest.
@@ -83,9 +112,6 @@ class GrpcServer:
         if self.starter is not None:
             self.starter.close()
 
-    def _connected(self) -> _ServerConnection:
-        return _ServerConnection(self, self._connections)
-
     async def _all(self, event: str, timeout: float | None) -> bool:
         """Wait for an event of all connections; False if that takes too long."""
         try:
@@ -100,11 +126,15 @@ class GrpcServer:
 class _ServerConnection(GrpcConnection):
     """One client."""
 
-    def __init__(self, server: GrpcServer, connections: set[_ServerConnection]) -> None:
+    def __init__(
+        self, server: GrpcServer, connections: set[_ServerConnection], tls: Tls | None
+    ) -> None:
         assert server.starter is not None
         super().__init__(server=True, interpret=grpc_request.request_head)
         self._server = server
+        self.account.limit, self.max_send = server.limits
         self._connections = connections
+        self._tls = tls
         self._starter = server.starter
         self._router: Router | Routes = server.router
         self._peer: Peer | None = None
@@ -126,6 +156,8 @@ class _ServerConnection(GrpcConnection):
         self._connections.add(self)
         self._preface = self.loop.call_later(_PREFACE, self._expect)
         super().connection_made(transport)
+        if self._tls is not None and not _is_named(transport, self._tls.client):
+            self.abort()
 
     def handle(self, event: Event) -> None:
         if type(event) is DataReceived:
@@ -243,7 +275,7 @@ class _ServerConnection(GrpcConnection):
         """Data of a call that has one request, and has not had it yet."""
         if exchange.reader is None and len(data) >= PREFIX.size:
             compressed, size = PREFIX.unpack_from(data)
-            if size == len(data) - PREFIX.size and not compressed and size <= MAX_MESSAGE:
+            if size == len(data) - PREFIX.size and not compressed and size <= self.account.limit:
                 parse = exchange.endpoint.method.request.FromString
                 self._start(exchange, grpc_wire.parsed(parse, data[PREFIX.size :]))
                 return
@@ -294,7 +326,7 @@ class _ServerConnection(GrpcConnection):
         if exchange.over:
             return
         body = encode(response)
-        if len(body) + self.http2.outbox.queued > MAX_MESSAGE:
+        if len(body) + self.http2.outbox.queued > self.max_send:
             self._check_room(len(body))
         call = exchange.call
         headers, trailers = grpc_wire.RESPONSE, grpc_wire.TRAILERS_OK
@@ -309,8 +341,8 @@ class _ServerConnection(GrpcConnection):
 
     def _check_room(self, size: int) -> None:
         """A response that big can be sent, now or when the client reads; else raises."""
-        if size > MAX_MESSAGE:
-            raise too_large(size)
+        if size > self.max_send:
+            raise too_large(size, self.max_send)
         if self.http2.outbox.queued + size > _UNREAD:
             text = "grpc: too many responses wait to be read on this connection"
             raise errors.ResourceExhausted(text, verbatim=True)
@@ -386,3 +418,10 @@ class _ServerConnection(GrpcConnection):
             self._abandoned += 1
             if self._abandoned > _ABANDONED:
                 self.hold(BUSY)
+
+
+def _is_named(transport: asyncio.BaseTransport, name: str) -> bool:
+    """Whether the peer's certificate has a common name; any peer has the empty one."""
+    certificate = transport.get_extra_info("peercert") or {}
+    fields = [field for part in certificate.get("subject", ()) for field in part]
+    return not name or ("commonName", name) in fields
