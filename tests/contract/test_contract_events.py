@@ -21,7 +21,7 @@ from cradled.rpc.status import Code
 
 EVENTS = pb.Events
 HELLO, BYE = "/test/hello", "/test/bye"
-MARKS = "topic~=|^/test/(hello|bye)$|"
+MARKS = "topic~=/^.test.(hello|bye)$/"
 IDENTIFIER = "^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"
 
 
@@ -55,8 +55,10 @@ class Listener:
         async for message in self._events.subscribe(pb.SubscribeRequest(filters=expressions)):
             self.queue.put_nowait(message)
 
-    async def begin(self) -> None:
+    async def begin(self, task: asyncio.Task[None]) -> None:
         while self.queue.empty():
+            if task.done():
+                task.result()
             await self._events.publish(publish(HELLO))
             await asyncio.sleep(0)
 
@@ -76,7 +78,7 @@ async def listening(door: Door, *expressions: str) -> AsyncIterator[Listener]:
     wanted = [*expressions, MARKS] if expressions else []
     task = asyncio.create_task(listener.listen(wanted))
     try:
-        await listener.begin()
+        await listener.begin(task)
         yield listener
     finally:
         task.cancel()
@@ -260,7 +262,7 @@ async def test_a_forwarded_envelope_arrives_as_it_is(door: Door) -> None:
         (("event.labels.a.x",), "a"),
         (("event.labels.nothing",), ""),
         (("event.labels.nothing!=1",), "abcd"),
-        (("event.nothing~=.*",), "abcd"),
+        (("event.nothing~=|.*|",), "abcd"),
         (("timestamp",), ""),
         (("event",), ""),
         (("topic~=|(|",), ""),
@@ -441,7 +443,11 @@ async def test_all_hear_the_same_in_the_same_order(door: Door) -> None:
         for number in range(100):
             await events.publish(publish(f"/n/{number}"))
 
-    async with listening(door) as first, listening(door) as second, listening(door, "topic") as third:  # fmt: skip
+    async with (
+        listening(door) as first,
+        listening(door) as second,
+        listening(door, "topic") as third,
+    ):
         await asyncio.gather(*map(one, "abc"))
         everything = await first.heard()
         assert len(everything) == 300
@@ -457,10 +463,8 @@ async def test_who_cancels_is_forgotten(door: Door) -> None:
     groups = door.world.exchange._groups
     async with listening(door):
         assert [len(group.members) for group in groups.values()] == [1]
-    while any(group.members for group in groups.values()):
-        await asyncio.sleep(0)
-    await door.stub(EVENTS).publish(publish("/a"))
-    assert not groups
+    while groups:  # those without members are seen when something is published
+        await door.stub(EVENTS).publish(publish("/a"))
 
 
 @pytest.mark.doors("grpc")
