@@ -77,15 +77,15 @@ class RecordingExchange(Exchange):
 
     def __init__(self) -> None:
         super().__init__()
-        self.published: list[Envelope] = []
+        self.seen: list[Envelope] = []
 
     def publish(self, envelopes: Sequence[Envelope], /) -> None:
         super().publish(envelopes)
-        self.published += envelopes
+        self.seen += envelopes
 
     def forward(self, envelope: Envelope, /) -> None:
         super().forward(envelope)
-        self.published.append(envelope)
+        self.seen.append(envelope)
 
 
 class World:
@@ -196,8 +196,8 @@ class Door:
 
     def events(self) -> list[Envelope]:
         """What was published since the last time this was asked."""
-        published, self.world.exchange.published = self.world.exchange.published, []
-        return published
+        seen, self.world.exchange.seen = self.world.exchange.seen, []
+        return seen
 
     def told(self) -> list[tuple[str, str, Any]]:
         """As ``events``: (namespace, topic, message) of each, the message decoded."""
