@@ -37,11 +37,19 @@ _NOWAIT_SIZE = 256 << 10
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII).fullmatch
 
 
+class Moved:
+    """Bytes that came in and went out of a store."""
+
+    written = 0
+    read = 0
+
+
 class LocalReader:
     """Implements ``core.content.Reader``."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, moved: Moved) -> None:
         self._fd = fd
+        self._moved = moved
         self.size = os.fstat(fd).st_size
 
     def fileno(self) -> int:
@@ -51,6 +59,7 @@ class LocalReader:
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
+        self._moved.read += length
         if length <= _NOWAIT_SIZE:
             buffer = bytearray(length)
             try:
@@ -76,6 +85,7 @@ class LocalContentStore:
     """
 
     def __init__(self, root: str, blobs: Iterable[str], kept: Iterable[str]) -> None:
+        self.moved = Moved()
         self._blobs = f"{root}/blobs"
         self._ingests = f"{root}/ingest"
         self._hashes = {hash(digest) for digest in blobs}
@@ -113,7 +123,7 @@ class LocalContentStore:
             fd = await _open_path(path, flags)
         except FileNotFoundError:
             raise NotFound(f"content {digest}") from None
-        return LocalReader(fd)
+        return LocalReader(fd, self.moved)
 
     async def writer(self, ref: str, /, *, total: int = 0, expected: str = "") -> LocalWriter:
         if not ref:

@@ -70,6 +70,7 @@ class LocalWriter:
         self._chunks.append(chunk)
         self._gathered += len(chunk)
         self._offset += len(chunk)
+        self._store.moved.written += len(chunk)
         self._updated_at = time.time_ns()
         # If this is cancelled the hash may lack the chunk.
         with self._breaking():

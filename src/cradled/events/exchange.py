@@ -42,6 +42,7 @@ class Exchange:
 
     def __init__(self, journal: Journal | None = None) -> None:
         self._journal = journal
+        self.published = 0
         self._groups: dict[tuple[str, ...], _Group] = {}
         self._handle: asyncio.Handle | None = None
         self._handed_out = 0.0
@@ -71,7 +72,12 @@ class Exchange:
             group = self._groups.setdefault(key, _Group(filters.parse(key)))
         return group.join()
 
+    def waiting(self) -> list[int]:
+        """The bytes that wait for each subscriber."""
+        return [one.size for group in self._groups.values() for one in group.members]
+
     def _publish(self, record: _Record) -> None:
+        self.published += 1
         if self._journal is not None and record.envelope.topic.startswith(topics.TASKS):
             try:
                 self._journal.append(record.encoded)
@@ -119,6 +125,11 @@ class Subscription:
         if not self._envelopes:
             self._envelopes.extend((await self._next()).envelopes)
         return self._envelopes.popleft()
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait."""
+        return self._size
 
     async def batches(self) -> AsyncIterator[Batch]:
         """The envelopes' messages, as many at a time as there are, up to a frame."""

@@ -8,6 +8,7 @@ import logging
 
 from cradled.gc.mark import Marker
 from cradled.gc.policy import Config, Policy
+from cradled.measures import Histogram
 from cradled.metadata.db import Database
 from cradled.metadata.gc import Collection, Stats
 from cradled.spans import span, traced
@@ -20,6 +21,9 @@ class Scheduler:
 
     def __init__(self, db: Database, config: Config | None = None) -> None:
         self._db = db
+        self.seconds = Histogram()
+        """What collections took."""
+        self.failures = 0
         self._config = config or Config()
         self._policy = Policy(self._config, asyncio.get_running_loop().time())
         self._turn = asyncio.Lock()
@@ -67,6 +71,7 @@ class Scheduler:
                 await self.collect()
             except Exception:
                 _log.exception("garbage collection failed")
+                self.failures += 1
                 self._policy.failed(loop.time())
 
     @traced("gc")
@@ -84,6 +89,7 @@ class Scheduler:
         with span("gc.clean"):
             await collection.clean()
         stats.seconds = loop.time() - start
+        self.seconds.observe(stats.seconds)
         self._policy.ended(stats.seconds, loop.time())
         return stats
 

@@ -41,6 +41,9 @@ class Zygote:
     ) -> None:
         self._preload = list(preload)
         self._env = dict(os.environ if env is None else env)
+        self.starts = 0
+        self.forks: dict[str, int] = {}
+        """How many children were forked, by name."""
         self._lock = asyncio.Lock()
         self._process: _Process | None = None
 
@@ -56,6 +59,7 @@ class Zygote:
             if self._process is not None:
                 self._process.close()
             self._process = _Process(self._preload, self._env)
+            self.starts += 1
 
     async def fork(
         self,
@@ -81,7 +85,9 @@ class Zygote:
         async with self._lock:
             reply = asyncio.ensure_future(self._exchange(data, fds))
             try:
-                return _result(*await asyncio.shield(reply))
+                child = _result(*await asyncio.shield(reply))
+                self.forks[name] = self.forks.get(name, 0) + 1
+                return child
             except asyncio.CancelledError:
                 if not reply.cancelled():
                     await _discard(reply)
