@@ -6,17 +6,12 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import leaks
-from harness.daemon import wait_until
+from harness.program import call, places, started
 
 from cradled import errors
 from cradled.api import events_service_pb2, health_pb2, version_pb2, wellknown_pb2
@@ -25,70 +20,6 @@ from cradled.rpc.stub import Stub
 from cradled.version import SERVER_VERSION, VERSION
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-PROGRAM = str(Path(sys.executable).parent / "cradled")
-
-
-class Program:
-    """One daemon started by hand, with its notifications."""
-
-    def __init__(self, directory: Path, *flags: str, env: dict[str, str] | None = None) -> None:
-        self.socket = directory / "d.sock"
-        self.log = directory / "log"
-        self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        notify = str(directory / "notify")
-        with open(self.log, "ab") as log:
-            self.notified.bind(notify)
-            self.notified.settimeout(20)
-            self.process = subprocess.Popen(
-                [PROGRAM, *places(directory), *flags],
-                env={**os.environ, "NOTIFY_SOCKET": notify, **(env or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._notify = notify
-
-    def told(self) -> list[str]:
-        return self.notified.recv(1000).decode().split("\n")
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.notified.close()
-        os.unlink(self._notify)
-
-
-def places(directory: Path) -> list[str]:
-    return [
-        f"--root={directory}/root",
-        f"--state={directory}/state",
-        f"--address={directory}/d.sock",
-    ]
-
-
-@contextmanager
-def started(directory: Path, *flags: str) -> Iterator[Program]:
-    program = Program(directory, *flags)
-    try:
-        assert program.told()[0] == "READY=1", program.log.read_text()
-        yield program
-    finally:
-        program.close()
-        wait_until(
-            lambda: not leaks.processes_with(str(directory)), "nothing of the daemon is left"
-        )
-
-
-def call(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PROGRAM, *words], capture_output=True, text=True, timeout=30, check=False, cwd=directory
-    )
 
 
 async def version(address: Path) -> version_pb2.VersionResponse:

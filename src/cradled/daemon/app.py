@@ -10,13 +10,13 @@ whoever owns root and state next finds them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cradled.daemon import late, listeners
-from cradled.daemon.builtins import REGISTRATIONS
+from cradled.daemon.builtins import OVER_TCP, REGISTRATIONS
 from cradled.daemon.config import Config
 from cradled.plugin import graph
 from cradled.plugin import types as t
@@ -98,6 +98,12 @@ class App:
 
             policy.reload(self._policies)
 
+    def over_tcp(self) -> Router:
+        """The services that may be served over TCP as well."""
+        router = Router(self.observer.wrap)
+        self._route(t.GRPC, router, OVER_TCP)
+        return router
+
     def drain(self) -> None:
         """Tell who watches the daemon's health that it stops; to be called before servers do."""
         health = self.plugins.get((t.GRPC, "healthcheck"))
@@ -140,8 +146,10 @@ class App:
             self._policies = [plugin.instance for plugin in found]
             self.guard = policy.guard(self._policies, self.get(t.EVENT, "exchange"))
 
-    def _route(self, type: str, router: Router) -> None:
-        for (found, _), plugin in self.plugins.items():
-            if found == type and plugin.instance is not None:
+    def _route(self, type: str, router: Router, ids: Collection[str] | None = None) -> None:
+        """Have a router serve all plugins of a type, or those of ``ids``."""
+        for (found, id), plugin in self.plugins.items():
+            wanted = found == type and (ids is None or id in ids)
+            if wanted and plugin.instance is not None:
                 for service, implementation in plugin.instance:
                     late.add(router, service, implementation)

@@ -40,10 +40,6 @@ _GRPC_SERVER = Registration(t.SERVER, "grpc", (t.GRPC,), config=sections.GrpcSer
 _TTRPC_SERVER = Registration(t.SERVER, "ttrpc", (t.TTRPC,), config=sections.TtrpcServer)
 
 
-async def _skip(context: InitContext) -> Any:
-    raise SkipPlugin
-
-
 async def _side_listener(context: InitContext) -> None:
     """The listeners themselves are the program's (``side_listeners``), not the library's."""
     if not context.config.address or not context.properties["grpc_address"]:
@@ -52,8 +48,16 @@ async def _side_listener(context: InitContext) -> None:
 
 
 DEBUG_SERVER = Registration(t.SERVER, "debug", init=_side_listener, config=sections.DebugServer)
-METRICS_SERVER = Registration(t.SERVER, "metrics", init=_skip)
-TCP_SERVER = Registration(t.SERVER, "grpc-tcp", (t.GRPC,), init=_skip)
+METRICS_SERVER = Registration(
+    t.SERVER, "metrics", init=_side_listener, config=sections.MetricsServer
+)
+TCP_SERVER = Registration(
+    t.SERVER, "grpc-tcp", (t.GRPC,), init=_side_listener, config=sections.TcpServer
+)
+GRPC_METRICS = Registration(t.METRICS, "grpc-prometheus", config=sections.GrpcPrometheus)
+
+OVER_TCP = ("healthcheck",)
+"""The gRPC plugins that may be served over TCP as well."""
 
 
 def endpoints(config: Config) -> tuple[sections.GrpcServer, sections.TtrpcServer]:
@@ -67,7 +71,7 @@ def endpoints(config: Config) -> tuple[sections.GrpcServer, sections.TtrpcServer
 
 def has_side_listeners(config: Config) -> bool:
     """Whether it asks for listeners beside the two main ones."""
-    return any(config.section(one).address for one in (DEBUG_SERVER,))
+    return any(config.section(one).address for one in (DEBUG_SERVER, METRICS_SERVER, TCP_SERVER))
 
 
 def with_address(config: Config, address: str) -> Config:
@@ -430,6 +434,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     METRICS_SERVER,
     TCP_SERVER,
     DEBUG_SERVER,
+    GRPC_METRICS,
     Registration(t.TRACING, "otlp", init=_skip_tracing),
     Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_skip_tracing),
     _service("containers"),

@@ -13,13 +13,26 @@ from cradled.daemon.config import DEFAULT_ADDRESS
 from cradled.daemon.durations import Duration
 from cradled.plugin import types as t
 
+MESSAGE_BYTES = 16 << 20
+
 
 class GrpcServer(NamedTuple):
+    """Sizes in bytes, below 1 the usual ones."""
+
     address: str = DEFAULT_ADDRESS
     uid: int = 0
     gid: int = 0
-    max_recv_message_size: int = 16 << 20
-    max_send_message_size: int = 16 << 20
+    max_recv_message_size: int = MESSAGE_BYTES
+    max_send_message_size: int = MESSAGE_BYTES
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """The largest message received and sent."""
+        return _sizes(self.max_recv_message_size, self.max_send_message_size)
+
+
+def _sizes(*configured: int) -> tuple[int, ...]:
+    return tuple(size if size > 0 else MESSAGE_BYTES for size in configured)
 
 
 class TtrpcServer(NamedTuple):
@@ -39,8 +52,13 @@ class TcpServer(NamedTuple):
     tls_cert: str = ""
     tls_key: str = ""
     tls_common_name: str = ""
-    max_recv_message_size: int = 16 << 20
-    max_send_message_size: int = 16 << 20
+    max_recv_message_size: int = MESSAGE_BYTES
+    max_send_message_size: int = MESSAGE_BYTES
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """As of ``GrpcServer``."""
+        return _sizes(self.max_recv_message_size, self.max_send_message_size)
 
 
 class DebugServer(NamedTuple):
@@ -55,6 +73,12 @@ class MetricsServer(NamedTuple):
     """``address`` is ``host:port``, empty: none."""
 
     address: str = ""
+
+
+class GrpcPrometheus(NamedTuple):
+    """``grpc_histogram``: metrics also tell how long calls took."""
+
+    grpc_histogram: bool = False
 
 
 class Metadata(NamedTuple):

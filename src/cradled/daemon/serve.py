@@ -20,7 +20,7 @@ from cradled.daemon.app import STOP_GRACE, App
 from cradled.daemon.config import Config
 from cradled.linux import memory
 from cradled.plugin.graph import PluginError
-from cradled.rpc.grpc_server import GrpcServer
+from cradled.rpc.grpc_server import GrpcServer, Limits
 from cradled.rpc.ttrpc_server import TtrpcServer
 from cradled.version import REVISION, SERVER_VERSION
 
@@ -93,8 +93,10 @@ async def _serve(start: Start) -> None:
             from cradled.aio.watchdog import Watchdog
 
             stack.enter_context(Watchdog(loop))
-        app = await stack.enter_async_context(App(config, builtins.endpoints(config)[0].address))
-        grpc, ttrpc = GrpcServer(app.router, app.guard), TtrpcServer(app.ttrpc_router, app.guard)
+        endpoint = builtins.endpoints(config)[0]
+        app = await stack.enter_async_context(App(config, endpoint.address))
+        grpc = GrpcServer(app.router, app.guard, Limits(*endpoint.limits))
+        ttrpc = TtrpcServer(app.ttrpc_router, app.guard)
         await grpc.serve(start.sockets[0])
         stack.push_async_callback(grpc.stop, STOP_GRACE)
         await ttrpc.serve(start.sockets[1])

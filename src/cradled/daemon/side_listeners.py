@@ -1,41 +1,110 @@
 """Async. The listeners beside the two main ones, each only where it is configured.
 
+    grpc-tcp   gRPC over TCP, with TLS if it has a certificate; only services that are meant for it
     debug      HTTP on a unix socket: stacks, profiles, numbers (``debug`` has the paths)
+    metrics    HTTP on TCP: /v1/metrics for Prometheus
 
 What they need is imported only then.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import socket
 from contextlib import AsyncExitStack
+from typing import Any
 
 from cradled.daemon import builtins, listeners, sections
-from cradled.daemon.app import App
+from cradled.daemon.app import STOP_GRACE, App
 from cradled.daemon.config import Config
-from cradled.daemon.http1 import Handler, HttpServer
+from cradled.daemon.http1 import Handler, HttpServer, Request, Response
+from cradled.daemon.listeners import StartError
 from cradled.plugin.types import Registration
+from cradled.rpc.grpc_server import GrpcServer, Limits, Tls
 
 log = logging.getLogger(__name__)
 
 
 async def serve(config: Config, app: App, stack: AsyncExitStack) -> None:
     """Open all that are configured, for as long as ``stack``. Raises StartError."""
-    debug: sections.DebugServer = config.section(builtins.DEBUG_SERVER)
-    if debug.address and _enabled(config, builtins.DEBUG_SERVER):
-        from cradled.daemon import debug as pages
+    tcp: sections.TcpServer | None = _wanted(config, builtins.TCP_SERVER)
+    if tcp is not None:
+        await _serve_tcp(tcp, app, stack)
+    debug: sections.DebugServer | None = _wanted(config, builtins.DEBUG_SERVER)
+    if debug is not None:
+        await _serve_debug(debug, stack)
+    metrics: sections.MetricsServer | None = _wanted(config, builtins.METRICS_SERVER)
+    if metrics is not None:
+        histogram = config.section(builtins.GRPC_METRICS).grpc_histogram
+        await _serve_metrics(metrics.address, app, histogram, stack)
 
-        path = debug.address.removeprefix("unix://")
-        listeners.make_directory(os.path.dirname(path), 0o755, "socket directory")
-        sock = listeners.listen(path, uid=debug.uid, gid=debug.gid)
-        stack.callback(listeners.remove, sock, path)
-        await _serve_http(sock, dict(pages.routes()), stack)
+
+def _wanted(config: Config, registration: Registration) -> Any:
+    """A listener's section; None where it has no address or is disabled."""
+    section = config.section(registration)
+    disabled = registration.uri in config.disabled_plugins
+    return section if section.address and not disabled else None
 
 
-def _enabled(config: Config, registration: Registration) -> bool:
-    return registration.uri not in config.disabled_plugins
+async def _serve_tcp(config: sections.TcpServer, app: App, stack: AsyncExitStack) -> None:
+    tls = tls_of(config)
+    sock = listeners.listen_tcp(config.address)
+    stack.callback(sock.close)
+    if tls is None and not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+        log.warning("gRPC is served over TCP without TLS", extra={"fields": {"at": _name(sock)}})
+    server = GrpcServer(app.over_tcp(), app.guard, Limits(*config.limits))
+    await server.serve(sock, tls)
+    stack.push_async_callback(server.stop, STOP_GRACE)
+    log.info("serving gRPC over TCP", extra={"fields": {"address": _name(sock)}})
+
+
+def tls_of(config: sections.TcpServer) -> Tls | None:
+    """None where no certificate is configured. Raises StartError."""
+    if not (config.tls_cert or config.tls_key):
+        if config.tls_ca or config.tls_common_name:
+            raise StartError("grpc-tcp: tls_ca and tls_common_name need tls_cert and tls_key")
+        return None
+    if config.tls_common_name and not config.tls_ca:
+        raise StartError("grpc-tcp: tls_common_name needs tls_ca")
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key or None)
+        if config.tls_ca:
+            context.load_verify_locations(config.tls_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:  # an ssl.SSLError is one
+        raise StartError(f"grpc-tcp: cannot use the TLS files: {error}") from error
+    return Tls(context, config.tls_common_name)
+
+
+async def _serve_debug(config: sections.DebugServer, stack: AsyncExitStack) -> None:
+    from cradled.daemon import debug
+
+    path = config.address.removeprefix("unix://")
+    listeners.make_directory(os.path.dirname(path), 0o755, "socket directory")
+    sock = listeners.listen(path, uid=config.uid, gid=config.gid)
+    stack.callback(listeners.remove, sock, path)
+    await _serve_http(sock, dict(debug.routes()), stack)
+
+
+async def _serve_metrics(address: str, app: App, histogram: bool, stack: AsyncExitStack) -> None:
+    from cradled.daemon.exposition import CONTENT_TYPE
+    from cradled.daemon.metrics import Metrics
+
+    sock = listeners.listen_tcp(address)
+    stack.callback(sock.close)
+    metrics = stack.enter_context(Metrics(app, histogram=histogram))
+
+    async def page(request: Request) -> Response:
+        return Response(await metrics.render(), CONTENT_TYPE)
+
+    await _serve_http(sock, {"/v1/metrics": page}, stack)
 
 
 async def _serve_http(

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from cradled import spans
 from cradled.daemon import logs
 
 
@@ -52,3 +53,14 @@ def test_errors_are_told_with_their_traceback() -> None:
     values = json.loads(logs.JsonFormatter().format(made))
     assert values["error"] == "broken"
     assert "test_daemon_logs.py" in values["trace"]
+
+
+def test_lines_carry_the_ids_of_what_they_are_written_for() -> None:
+    with spans.span("outer") as outer:
+        assert "trace_id" not in logs.TextFormatter().format(record("x"))
+        line = logs.TextFormatter(trace_ids=True).format(record("x"))
+        values = json.loads(logs.JsonFormatter(trace_ids=True).format(record("x")))
+    ids = {"trace_id": f"{outer.trace_id:032x}", "span_id": f"{outer.id:016x}"}
+    assert {key: values[key] for key in ids} == ids
+    assert line.endswith(" ".join(f"{key}={value}" for key, value in ids.items()))
+    assert "trace_id" not in logs.TextFormatter(trace_ids=True).format(record("x"))

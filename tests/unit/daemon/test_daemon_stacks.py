@@ -150,7 +150,7 @@ async def test_pages() -> None:
 
 async def test_profile_is_of_what_runs() -> None:
     profile = page("/debug/pprof/profile")
-    first = asyncio.create_task(profile(Request("GET", "", {"seconds": "0.2"})))
+    first = asyncio.ensure_future(profile(Request("GET", "", {"seconds": "0.2"})))
     await asyncio.sleep(0)
     with pytest.raises(HttpError, match="being made"):
         await profile(Request("GET", "", {}))
@@ -165,7 +165,7 @@ async def test_profile_is_of_what_runs() -> None:
 
 async def test_profile_ends_with_its_client() -> None:
     profile = page("/debug/pprof/profile")
-    task = asyncio.create_task(profile(Request("GET", "", {"seconds": "300"})))
+    task = asyncio.ensure_future(profile(Request("GET", "", {"seconds": "300"})))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
