@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from cradled import digest as digests
 from cradled.api import content_pb2 as pb
 from cradled.api.wellknown_pb2 import Empty
 from cradled.convert import blobs
@@ -16,7 +17,7 @@ from cradled.convert import content as convert
 from cradled.convert.encoded import varint
 from cradled.convert.values import timestamp_or_never
 from cradled.core.content import ContentStore, Writer
-from cradled.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange
+from cradled.errors import AlreadyExists, Error, InvalidArgument, NotFound, OutOfRange
 from cradled.metadata.db import Database
 from cradled.rpc.call import Call
 from cradled.rpc.service import Encoded
@@ -36,11 +37,13 @@ class ContentService:
         return self._db.scoped(call.scope()).content
 
     async def info(self, call: Call, request: pb.InfoRequest) -> pb.InfoResponse:
+        _check(request.digest, f'"{request.digest}" failed validation')
         info = await self._store(call).info(request.digest)
         return pb.InfoResponse(info=convert.to_proto(info))
 
     async def update(self, call: Call, request: pb.UpdateRequest) -> pb.UpdateResponse:
         info = convert.from_proto(request.info)
+        _check(info.digest, f'"{info.digest}" failed validation')
         updated = await self._store(call).update(info, list(request.update_mask.paths))
         return pb.UpdateResponse(info=convert.to_proto(updated))
 
@@ -57,10 +60,12 @@ class ContentService:
             yield pb.ListContentResponse(info=page)
 
     async def delete(self, call: Call, request: pb.DeleteContentRequest) -> Empty:
+        _check(request.digest, digests.fault(request.digest))
         await self._store(call).delete(request.digest)
         return Empty()
 
     async def read(self, call: Call, request: pb.ReadContentRequest) -> AsyncIterator[Encoded]:
+        _check(request.digest, f"{request.digest}: {digests.fault(request.digest)}")
         reader = await self._store(call).open(request.digest)
         try:
             start = max(request.offset, 0)
@@ -85,8 +90,8 @@ class ContentService:
         ref = request.ref
         try:
             status = await self._store(call).status(ref)
-        except NotFound as error:
-            raise NotFound(f'could not get status for ref "{ref}": {error}') from error
+        except Error as error:
+            raise type(error)(f'could not get status for ref "{ref}": {error}') from error
         return pb.StatusResponse(status=convert.status_to_proto(status))
 
     async def list_statuses(
@@ -105,7 +110,7 @@ class ContentService:
         store = self._store(call)
         received = await anext(requests, None)
         if received is None:
-            return
+            raise Error("EOF")
         first, data = blobs.data_of(received)
         if not first.ref:
             raise InvalidArgument("first message must have a reference", verbatim=True)
@@ -157,7 +162,7 @@ class _WriteSession:
             await self._append(request.offset, data)
             if request.action == pb.COMMIT:
                 await self._writer.commit(self._total, self._expected, dict(request.labels))
-        reply.digest = self._writer.digest()
+            reply.digest = self._writer.digest()
         answer = pb.WriteContentResponse()
         answer.CopyFrom(reply)
         return answer
@@ -177,7 +182,8 @@ class _WriteSession:
         status = self._writer.status()
         self._reply.started_at.CopyFrom(timestamp_or_never(status.started_at))
         self._reply.updated_at.CopyFrom(timestamp_or_never(status.updated_at))
-        self._reply.total = status.total
+        self._reply.total = self._total
+        self._reply.digest = self._writer.digest()
 
     async def _append(self, offset: int, data: blobs.Buffer) -> None:
         """Offset 0 with data present means: start again."""
@@ -191,6 +197,12 @@ class _WriteSession:
         if data:
             await self._writer.write(data)
             reply.offset += len(data)
+
+
+def _check(digest: str, text: str) -> None:
+    """Raises InvalidArgument with ``text`` for what is no digest."""
+    if digests.fault(digest):
+        raise InvalidArgument(text)
 
 
 def _read_response(offset: int, data: bytes) -> Encoded:

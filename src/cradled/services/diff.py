@@ -13,7 +13,7 @@ from cradled.convert.values import (
 from cradled.core.content import Reader
 from cradled.core.diff import DiffOptions
 from cradled.differs.ordered import Differ
-from cradled.errors import NotFound
+from cradled.errors import InvalidArgument, NotFound
 from cradled.metadata.db import Database
 from cradled.rpc.call import Call
 
@@ -53,7 +53,9 @@ class DiffService:
         return pb.DiffResponse(diff=descriptor_to_proto(made))
 
     async def _open(self, call: Call, digest: str) -> Reader:
+        content = self._db.scoped(call.scope()).content
         try:
-            return await self._db.scoped(call.scope()).content.open(digest)
-        except NotFound as error:
-            raise NotFound(f"failed to get reader from content store: {error}") from error
+            return await content.open(digest)
+        except (NotFound, InvalidArgument) as error:  # what is no digest is not found either
+            text = f"failed to get reader from content store: content digest {digest}"
+            raise NotFound(text) from error

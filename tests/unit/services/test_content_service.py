@@ -104,10 +104,11 @@ async def test_first_message_must_name_the_ingest(content: Stub) -> None:
             await say(stream, action=pb.WRITE, data=b"x")
 
 
-async def test_a_stream_without_messages_ends(content: Stub) -> None:
+async def test_a_stream_without_messages_fails(content: Stub) -> None:
     async with content.write() as stream:
         await stream.done()
-        assert await stream.recv() is None
+        with pytest.raises(errors.Error, match="^EOF$"):
+            await stream.recv()
 
 
 async def test_wrong_offset(content: Stub) -> None:
