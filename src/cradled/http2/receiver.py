@@ -439,7 +439,7 @@ _ANY_SIZE = (HEADERS, SETTINGS, frames.PUSH_PROMISE, frames.GOAWAY, frames.CONTI
 _NAMES = {
     HEADERS: "HEADERS frames",
     frames.PRIORITY: "PRIORITY frames",
-    frames.RST_STREAM: "RST_STREAM frames",
+    frames.RST_STREAM: "streams broken off",
     SETTINGS: "SETTINGS frames",
     frames.PUSH_PROMISE: "PUSH_PROMISE frames",
     frames.PING: "pings",

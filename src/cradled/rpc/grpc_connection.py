@@ -106,7 +106,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
             self.handle(event)
         self.flush()
         if self.http2.closed:
-            self.hang_up()
+            self.hang_up(linger=self.http2.server)
         elif self.http2.more:
             self.hold(MORE)
             self.loop.call_soon(self._continue)
@@ -133,11 +133,19 @@ class GrpcConnection(asyncio.BufferedProtocol):
         elif not self._held and not self.transport.is_closing():
             self.transport.resume_reading()
 
-    def hang_up(self) -> None:
-        """Close the connection, with a little time for the peer to read what we have said."""
-        self.transport.close()
-        if self._hanging_up is None:
-            self._hanging_up = self.loop.call_later(LAST_WORDS, self.transport.abort)
+    def hang_up(self, linger: bool = False) -> None:
+        """Close the connection, with a little time for the peer to read what we have said.
+
+        One that may still be sending would not get to read it, if we did not go on reading:
+        ``linger``.
+        """
+        if self._hanging_up is not None:
+            return
+        self._hanging_up = self.loop.call_later(LAST_WORDS, self.transport.abort)
+        if linger and self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._hanging_up is not None:
@@ -196,7 +204,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         self._flushing = False
         self._unwritten = 0
         outbox, transport = self.http2.outbox, self.transport
-        while outbox and not transport.is_closing():
+        while outbox and self._hanging_up is None and not transport.is_closing():
             pieces = outbox.take(0 if self._paused else _CHUNK)
             if pieces:
                 transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))

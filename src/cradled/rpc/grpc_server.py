@@ -169,6 +169,8 @@ class _ServerConnection(GrpcConnection):
 
     def handled(self) -> None:
         """A call whose request has not come yet can run out of time too."""
+        if self.http2.closed:
+            self._abandon_all()
         if not self._waiting:
             return
         for exchange in self._waiting:
@@ -191,10 +193,7 @@ class _ServerConnection(GrpcConnection):
         super().connection_lost(exc)
         if self._preface is not None:
             self._preface.cancel()
-        for stream in list(self.http2.streams.values()):
-            self._abandon(stream.context)
-        for exchange in list(self._running):
-            self._abandon(exchange)
+        self._abandon_all()
         self._settle()
 
     def drain(self) -> None:
@@ -213,6 +212,12 @@ class _ServerConnection(GrpcConnection):
     def abort(self) -> None:
         """Hang up on a client that does not read what we say."""
         self.transport.abort()
+
+    def _abandon_all(self) -> None:
+        for stream in list(self.http2.streams.values()):
+            self._abandon(stream.context)
+        for exchange in list(self._running):
+            self._abandon(exchange)
 
     def _settle(self) -> None:
         if self._running:
