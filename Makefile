@@ -23,7 +23,6 @@ check: setup
 bench: setup
 	$(BIN)/python -m bench.rpc
 	image=$$(PYTHONPATH=tests $(BIN)/python -m harness.debian) && $(BIN)/python -m bench --image "$$image"
-	$(BIN)/python -m bench.cli
 
 protos: setup
 	$(BIN)/python tools/genapi.py

@@ -9,10 +9,31 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+from bench import workloads
+from bench.cli import cli
+from bench.content import content
+from bench.events import events
+from bench.lists import lists
+from bench.mixed import mixed
 from bench.report import Report
-from bench.workloads import WORKLOADS, Bench
+from bench.workloads import Bench
+from cradled.linux import memory
+
+WORKLOADS = {
+    "life": workloads.life,
+    "rate": workloads.rate,
+    "cli": cli,
+    "boot": workloads.boot,
+    "memory": workloads.memory,
+    "content": content,
+    "lists": lists,
+    "events": events,
+    "mixed": mixed,
+    "unpack": workloads.unpack,
+}
 
 
 async def run(args: argparse.Namespace) -> Report:
@@ -20,7 +41,7 @@ async def run(args: argparse.Namespace) -> Report:
     work = Path(tempfile.mkdtemp(prefix="cradled-bench-", dir=args.work))
     try:
         for name in args.workloads.split(","):
-            print(f"{name} ...", file=sys.stderr, flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {name} ...", file=sys.stderr, flush=True)
             bench = Bench(work, args.only.split(","), report, args.rounds, args.image)
             try:
                 await WORKLOADS[name](bench)
@@ -37,12 +58,16 @@ def main() -> int:
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="comma list")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", default="containerd,cradled", help="daemons, comma list")
-    parser.add_argument("--image", type=Path, help="OCI layout tar for the unpack workload")
+    parser.add_argument(
+        "--image", type=Path, help="OCI layout tar for the workloads unpack and mixed"
+    )
     parser.add_argument("--work", default="/var/tmp", help="scratch, not on tmpfs")
     parser.add_argument("--out", type=Path, default=Path("bench/results/latest.json"))
     args = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("containers need root")
+    memory.own_process()
+    memory.reuse_buffers()
     try:
         import uvloop
     except ImportError:

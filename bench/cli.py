@@ -1,17 +1,14 @@
-"""The command lines side by side, from exec to exit: ``python -m bench.cli [ROUNDS]``."""
+"""The command lines side by side, from exec to exit."""
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from bench.container import small_layout
-from bench.report import Report, interleaved
+from bench.report import interleaved
 from bench.targets import NAMESPACE, Target
 from bench.workloads import Bench
 
@@ -47,18 +44,3 @@ def _commands(target: Target, image: str) -> dict[str, list[str]]:
         "cli: list containers": [*cradle, "ps", "-a"],
         "cli: run --rm": [*cradle, "run", "--rm", "--name", container, image, "true"],
     }
-
-
-async def _main(rounds: int) -> Report:
-    report, work = Report(), Path(tempfile.mkdtemp(prefix="cradled-bench-", dir="/var/tmp"))
-    bench = Bench(work, ["containerd", "cradled"], report, rounds)
-    try:
-        await cli(bench)
-    finally:
-        await bench.down()
-        shutil.rmtree(work, ignore_errors=True)
-    return report
-
-
-if __name__ == "__main__":
-    print(asyncio.run(_main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)).table())

@@ -1,4 +1,4 @@
-"""``python -m bench.events``: events to many subscribers, beside Debian's containerd.
+"""Events to many subscribers.
 
 Twenty subscribers, each with a connection and the filter that dockerd has, listen from a process
 of their own; a publisher calls ``Publish`` with one call in flight, then with sixteen. Subscribers
@@ -8,22 +8,19 @@ when the clock has stopped. Also measured: how long one event takes to one idle 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import selectors
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-
-import uvloop
 
 from bench.report import Report, interleaved
 from bench.rpc import Client, cpu, request_frames
 from bench.targets import Target
+from bench.workloads import Bench
 from cradled.api import events_pb2, events_service_pb2, wellknown_pb2
 from cradled.http2 import frames
 
@@ -32,6 +29,7 @@ SUBSCRIBE = events_service_pb2.Events.methods["Subscribe"].path
 FILTER = "namespace==bench,topic~=|^/tasks/|"
 HELLO, EVENT, LAST = "/tasks/hello", "/tasks/exit", "/tasks/last"
 SUBSCRIBERS = 20
+EVENTS = 5000  # of each sample
 
 
 def publish_frames(topic: str) -> object:
@@ -121,7 +119,7 @@ def publish(client: Client, make: object, count: int, concurrency: int) -> None:
 
 def fan_out(path: Path, count: int, concurrency: int) -> float:
     """Seconds until all subscribers had all events."""
-    command = [sys.executable, "-m", "bench.events", "--listen", str(path)]
+    command = [sys.executable, "-m", "bench.events", str(path)]
     client = Client(path)
     hello = publish_frames(HELLO)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -173,52 +171,31 @@ def latencies(path: Path, count: int) -> list[float]:
     return found
 
 
-def measure(report: Report, targets: dict[str, Target], rounds: int, count: int) -> None:
+def measure(report: Report, targets: dict[str, Target], rounds: int) -> None:
     for number, name in interleaved(targets, rounds):
         target = targets[name]
         assert target.process is not None
         found = latencies(target.socket, 100)
         if number >= 0:
-            report.add(
-                "one event to one subscriber: p50", "us", name, statistics.median(found) * 1e6
-            )
+            report.add("events: to one subscriber, p50", "us", name, statistics.median(found) * 1e6)
         for concurrency in (1, 16):
             before = cpu(target.process.pid)
-            elapsed = fan_out(target.socket, count, concurrency)
+            elapsed = fan_out(target.socket, EVENTS, concurrency)
             used = cpu(target.process.pid) - before
             if number < 0:
                 continue
-            at = f"{SUBSCRIBERS} subscribers, publisher c={concurrency}"
-            deliveries = count * SUBSCRIBERS
+            at = f"events: {SUBSCRIBERS} subscribers, publisher c={concurrency}"
+            deliveries = EVENTS * SUBSCRIBERS
             report.add(f"{at}: deliveries", "1/s", name, deliveries / elapsed)
             report.add(f"{at}: CPU per delivery", "us", name, used / deliveries * 1e6)
 
 
-async def run(rounds: int, count: int) -> Report:
-    report = Report()
-    with tempfile.TemporaryDirectory(prefix="bench-events-") as directory:
-        targets = {name: Target(name, Path(directory)) for name in ("containerd", "cradled")}
-        try:
-            for target in targets.values():
-                await target.start()
-            await asyncio.to_thread(measure, report, targets, rounds, count)
-        finally:
-            for target in targets.values():
-                await target.destroy()
-    return report
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.events", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--events", type=int, default=5000, help="of each sample")
-    parser.add_argument("--listen", type=Path, metavar="SOCKET", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.listen:
-        listen(args.listen, SUBSCRIBERS)
-    else:
-        print(uvloop.run(run(args.rounds, args.events)).table())
+async def events(bench: Bench) -> None:
+    """Events to twenty subscribers, and to one."""
+    await bench.up(image=False)
+    rounds = max(3, bench.rounds // 4)
+    await asyncio.to_thread(measure, bench.report, bench.targets, rounds)
 
 
 if __name__ == "__main__":
-    main()
+    listen(Path(sys.argv[1]), SUBSCRIBERS)

@@ -28,14 +28,15 @@ class Bench:
     targets: dict[str, Target] = field(default_factory=dict)
     chains: dict[str, str] = field(default_factory=dict)
 
-    async def up(self, runtime: str = "runc") -> None:
-        """Start every daemon afresh with the small image in it."""
-        self.targets = {name: Target(name, self.work, runtime) for name in self.names}
-        layout = small_layout(self.work / "small.tar")
+    async def up(self, image: bool = True) -> None:
+        """Start every daemon afresh, with or without the small image in it."""
+        self.targets = {name: Target(name, self.work) for name in self.names}
         for name, target in self.targets.items():
             await target.start()
             await ensure_namespace(target)
-            self.chains[name] = await import_image(target, layout)
+            if image:
+                layout = small_layout(self.work / "small.tar")
+                self.chains[name] = await import_image(target, layout)
 
     async def down(self) -> None:
         for target in self.targets.values():
@@ -215,6 +216,3 @@ def raw_bytes(layout: Layout) -> int:
 def drop_caches() -> None:
     subprocess.run(["sync"], check=True)
     Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-WORKLOADS = {"life": life, "rate": rate, "memory": memory, "boot": boot, "unpack": unpack}
