@@ -107,7 +107,7 @@ async def test_first_message_must_name_the_ingest(content: Stub) -> None:
 async def test_a_stream_without_messages_fails(content: Stub) -> None:
     async with content.write() as stream:
         await stream.done()
-        with pytest.raises(errors.Error, match="^EOF$"):
+        with pytest.raises(errors.Error, match=r"^EOF$"):
             await stream.recv()
 
 
