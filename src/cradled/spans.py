@@ -27,7 +27,7 @@ from contextvars import ContextVar
 from functools import wraps
 from itertools import count
 from types import TracebackType
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,9 +93,17 @@ class Trace(NamedTuple):
     dropped: int
 
 
-Sink = Callable[[Trace], None]
+class Sink(Protocol):
+    """An exporter."""
+
+    def ended(self, trace: Trace, /) -> None:
+        """Take a trace that has ended, or, as one more, what outlived it. It must be quick."""
+
+    def samples(self, trace_id: int, /) -> bool:
+        """Whether it will send a trace that begins here."""
+
+
 sink: Sink | None = None
-"""Given each trace when it ends, and later ones of it with what outlived it; set by an exporter."""
 
 
 class span:
@@ -241,10 +249,12 @@ def traceparent() -> str:
     if innermost is None:
         return ""
     sampled = (innermost.trace or innermost).sampled
-    if sampled is None and sink is None:
-        return ""
-    flags = "00" if sampled is False else "01"
-    return f"00-{innermost.trace_id:032x}-{innermost.id:016x}-{flags}"
+    trace_id = innermost.trace_id
+    if sampled is None:
+        if sink is None:
+            return ""
+        sampled = sink.samples(trace_id)
+    return f"00-{trace_id:032x}-{innermost.id:016x}-{int(sampled):02x}"
 
 
 def parse_traceparent(value: str) -> tuple[int, int, bool] | None:
@@ -297,13 +307,13 @@ def _add(trace: span, step: tuple[Any, ...]) -> None:
         trace.dropped += 1
         return
     if trace.end and sink is not None:  # the step outlived the call
-        sink(Trace(trace.trace_id, trace.sampled, [Record._make(step)], 0))
+        sink.ended(Trace(trace.trace_id, trace.sampled, [Record._make(step)], 0))
 
 
 def _keep(trace: span) -> None:
     global _steps
     if sink is not None:
-        sink(_view(trace))
+        sink.ended(_view(trace))
     if trace.steps is None:
         _singles.append(trace)
         return

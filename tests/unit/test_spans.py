@@ -22,6 +22,20 @@ def empty() -> Iterator[None]:
     spans.clear()
 
 
+class Sink:
+    """An exporter that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.told: list[Trace] = []
+        self.wanted = True
+
+    def ended(self, trace: Trace, /) -> None:
+        self.told.append(trace)
+
+    def samples(self, trace_id: int, /) -> bool:
+        return self.wanted
+
+
 @contextmanager
 def serving(traceparent: str = "") -> Iterator[None]:
     """As a transport does it: each call in a context of its own."""
@@ -82,8 +96,7 @@ async def test_tasks_belong_to_the_span_that_made_them() -> None:
 
 
 async def test_a_step_may_outlive_what_began_it() -> None:
-    told: list[Trace] = []
-    spans.sink = told.append
+    spans.sink = sink = Sink()
     release = asyncio.Event()
 
     async def late() -> None:
@@ -99,8 +112,8 @@ async def test_a_step_may_outlive_what_began_it() -> None:
     finally:
         spans.sink = None
     assert [one.name for one in the_trace().spans] == ["outer", "late"]
-    assert [[one.name for one in trace.spans] for trace in told] == [["outer"], ["late"]]
-    assert told[0].id == told[1].id
+    assert [[one.name for one in trace.spans] for trace in sink.told] == [["outer"], ["late"]]
+    assert sink.told[0].id == sink.told[1].id
 
 
 async def test_detached_work_is_a_trace_of_its_own() -> None:
@@ -153,9 +166,12 @@ def test_an_unsampled_caller_stays_unsampled() -> None:
 def test_what_nobody_follows_is_not_handed_on() -> None:
     with span("local"):
         assert spans.traceparent() == ""
-        spans.sink = lambda trace: None
+        spans.sink = sink = Sink()
         try:
-            assert spans.parse_traceparent(spans.traceparent()) is not None
+            _, _, sampled = spans.parse_traceparent(spans.traceparent()) or (0, 0, None)
+            assert sampled is True
+            sink.wanted = False
+            assert spans.traceparent().endswith("-00")
         finally:
             spans.sink = None
 

@@ -285,8 +285,24 @@ async def _transfers(context: InitContext) -> Late:
     return Late(make)
 
 
-async def _skip_tracing(context: InitContext) -> Any:
-    raise SkipPlugin("tracing endpoint not configured")
+async def _otlp(context: InitContext) -> Any:
+    if not any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
+        raise SkipPlugin("tracing endpoint not configured")
+    from cradled.aio import threads
+    from cradled.daemon import otlp
+
+    try:
+        settings = otlp.configured(os.environ)
+    except otlp.Off as reason:
+        raise SkipPlugin(str(reason)) from None
+    exporter = otlp.Exporter.start(settings)
+    context.stack.push_async_callback(threads.run, "bulk", exporter.close)
+    return exporter
+
+
+async def _tracing(context: InitContext) -> Any:
+    if not context.all(t.TRACING):
+        raise SkipPlugin("tracing endpoint not configured")
 
 
 async def _policy_file(context: InitContext) -> Any:
@@ -435,8 +451,8 @@ REGISTRATIONS: tuple[Registration, ...] = (
     TCP_SERVER,
     DEBUG_SERVER,
     GRPC_METRICS,
-    Registration(t.TRACING, "otlp", init=_skip_tracing),
-    Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_skip_tracing),
+    Registration(t.TRACING, "otlp", init=_otlp),
+    Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_tracing),
     _service("containers"),
     _service("content"),
     _service("images"),
