@@ -18,7 +18,7 @@ from cradled.rpc.stub import Transport
 if TYPE_CHECKING:
     from cradled.proxies.containers import ProxyContainers
     from cradled.proxies.content import ProxyContentStore
-    from cradled.proxies.diff import ProxyApplier
+    from cradled.proxies.diff import ProxyDiffer
     from cradled.proxies.images import ProxyImages
     from cradled.proxies.leases import ProxyLeases
     from cradled.proxies.snapshots import ProxySnapshotter
@@ -68,10 +68,10 @@ class Session:
         return ProxyContentStore(self.transport, self.scope)
 
     @cached_property
-    def diff(self) -> ProxyApplier:
-        from cradled.proxies.diff import ProxyApplier
+    def diff(self) -> ProxyDiffer:
+        from cradled.proxies.diff import ProxyDiffer
 
-        return ProxyApplier(self.transport, self.scope)
+        return ProxyDiffer(self.transport, self.scope)
 
     @cached_property
     def leases(self) -> ProxyLeases:
