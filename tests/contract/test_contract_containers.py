@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.contract import Case, Door, Refused, cases
+from harness.contract import Case, Door, Refused, ask_all, cases
 from harness.records import (
     BAD_IDENTIFIERS,
     LONGEST,
@@ -97,6 +97,21 @@ def refused_creation(text: str) -> Refused:
         create(pb.Container(id="new", runtime=OLD.runtime, spec=AnyMessage())),
         created(pb.Container(id="new", runtime=OLD.runtime, spec=AnyMessage())),
     ),
+)
+async def test_create(door: Door, case: Case) -> None:
+    made = (await case.ask(door.stub(pb.Containers).create)).container
+    assert await stored(door) == [made]
+    assert made.created_at == made.updated_at
+    assert made.created_at.seconds > 1
+    runtime = events_pb2.ContainerCreate.Runtime(
+        name=made.runtime.name,
+        options=made.runtime.options if made.runtime.HasField("options") else None,
+    )
+    event = events_pb2.ContainerCreate(id=made.id, image=made.image, runtime=runtime)
+    assert door.told() == [("ns", "/containers/create", event)]
+
+
+CREATION_REFUSED = (
     *(
         Case(f"id: {what}", create(container(id)), refused_creation(f"container.ID: {text}"))
         for what, id, text in BAD_IDENTIFIERS
@@ -132,21 +147,11 @@ def refused_creation(text: str) -> Refused:
         refused_creation("container.Snapshotter must be set if container.SnapshotKey is set"),
     ),
 )
-async def test_create(door: Door, case: Case) -> None:
-    answer = await case.ask(door.stub(pb.Containers).create)
-    if isinstance(answer, Refused):
-        assert (await stored(door), door.told()) == ([], [])
-        return
-    made = answer.container
-    assert await stored(door) == [made]
-    assert made.created_at == made.updated_at
-    assert made.created_at.seconds > 1
-    runtime = events_pb2.ContainerCreate.Runtime(
-        name=made.runtime.name,
-        options=made.runtime.options if made.runtime.HasField("options") else None,
-    )
-    event = events_pb2.ContainerCreate(id=made.id, image=made.image, runtime=runtime)
-    assert door.told() == [("ns", "/containers/create", event)]
+
+
+async def test_create_refused(door: Door) -> None:
+    await ask_all(door.stub(pb.Containers).create, CREATION_REFUSED)
+    assert (await stored(door), door.told()) == ([], [])
 
 
 async def test_times_of_a_request_are_ignored(door: Door) -> None:
@@ -268,7 +273,7 @@ def refused_update(text: str) -> Refused:
     return invalid(f"update failed validation: {text}")
 
 
-@cases(
+UPDATE_REFUSED = (
     Case(
         "no id",
         update(pb.Container()),
@@ -316,15 +321,17 @@ def refused_update(text: str) -> Refused:
         refused_update("container.Extension keys must not be zero-length"),
     ),
 )
-async def test_update_refused(door: Door, case: Case) -> None:
+
+
+async def test_update_refused(door: Door) -> None:
     containers = door.stub(pb.Containers)
     old = (await containers.create(create(OLD))).container
     door.events()
-    await case.ask(containers.update)
+    await ask_all(containers.update, UPDATE_REFUSED)
     assert (await stored(door), door.told()) == ([old], [])
 
 
-@cases(
+GOT = (
     Case(
         "one that is there",
         pb.GetContainerRequest(id="old"),
@@ -337,9 +344,11 @@ async def test_update_refused(door: Door, case: Case) -> None:
     ),
     Case("no id", pb.GetContainerRequest(), missing('container "" in namespace "ns"')),
 )
-async def test_get(door: Door, case: Case) -> None:
+
+
+async def test_get(door: Door) -> None:
     await door.stub(pb.Containers).create(create(OLD))
-    await case.ask(door.stub(pb.Containers).get)
+    await ask_all(door.stub(pb.Containers).get, GOT)
     absent = Case(
         "", pb.GetContainerRequest(id="old"), missing('container "old" in namespace "two"')
     )
@@ -403,31 +412,28 @@ FILTERS = [
 ]
 
 
-@cases(
-    *(
-        Case(what, pb.ListContainersRequest(filters=filters), [LISTED[id] for id in found])
-        for what, filters, found in FILTERS
-    ),
-    Case(
-        "a filter that is none",
-        pb.ListContainersRequest(filters=["id==a", "id="]),
-        invalid('filters: parse error: [id >|=|< ]: unsupported operator "="'),
-    ),
+BAD_FILTER = Case(
+    "a filter that is none",
+    pb.ListContainersRequest(filters=["id==a", "id="]),
+    invalid('filters: parse error: [id >|=|< ]: unsupported operator "="'),
 )
-async def test_lists(door: Door, case: Case) -> None:
+
+
+async def test_lists(door: Door) -> None:
     """In one message or one container a message: the same, in the order of ids."""
     containers = door.stub(pb.Containers)
     for id in "cab":
         await containers.create(create(LISTED[id]))
     await door.stub(pb.Containers, "other").create(create(OLD))
-    if isinstance(case.answer, Refused):
-        await case.ask(containers.list)
-        await case.ask(containers.list_stream)
-        return
-    one = pb.ListContainersResponse(containers=case.answer)
-    await Case("", case.request, one).ask(containers.list)
-    each = [pb.ListContainerMessage(container=found) for found in case.answer]
-    await Case("", case.request, each).ask(containers.list_stream)
+    in_one, each = [BAD_FILTER], [BAD_FILTER]
+    for what, filters, found in FILTERS:
+        request = pb.ListContainersRequest(filters=filters)
+        listed = [LISTED[id] for id in found]
+        in_one.append(Case(what, request, pb.ListContainersResponse(containers=listed)))
+        messages = [pb.ListContainerMessage(container=one) for one in listed]
+        each.append(Case(what, request, messages))
+    await ask_all(containers.list, in_one)
+    await ask_all(containers.list_stream, each)
 
 
 async def test_lists_of_a_namespace_that_is_none(door: Door) -> None:

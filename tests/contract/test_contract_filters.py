@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from harness.contract import Case, Door, cases
+from harness.contract import Case, Door, answered, ask_all
 from harness.records import invalid
 
 from cradled import digest
@@ -135,108 +135,108 @@ REFUSED = [
 ]
 
 
-@cases(
-    *(
-        Case(what, leases_pb2.ListRequest(filters=filters), found(*ids))
-        for what, filters, ids in SELECTED
-    )
-)
-async def test_what_is_selected(leases: Any, case: Case) -> None:
-    await case.ask(leases.list)
+SELECTIONS = [
+    Case(what, leases_pb2.ListRequest(filters=filters), found(*ids))
+    for what, filters, ids in SELECTED
+]
 
 
-@cases(
-    *(
-        Case(
-            what,
-            leases_pb2.ListRequest(filters=["id", text]),
-            invalid(f"filters: parse error: {why}"),
-        )
-        for what, text, why in REFUSED
+async def test_what_is_selected(leases: Any) -> None:
+    await ask_all(leases.list, SELECTIONS)
+
+
+REFUSALS = [
+    Case(
+        what,
+        leases_pb2.ListRequest(filters=["id", text]),
+        invalid(f"filters: parse error: {why}"),
     )
-)
-async def test_what_is_refused(leases: Any, case: Case) -> None:
+    for what, text, why in REFUSED
+]
+
+
+async def test_what_is_refused(leases: Any) -> None:
     """One bad expression is enough, wherever it stands."""
-    await case.ask(leases.list)
+    await ask_all(leases.list, REFUSALS)
 
 
 X, Y = b"x", b"yy"
-"""Blobs, sorted as their digests are."""
 
-
-@cases(
-    *(
-        Case(what, content_pb2.ListContentRequest(filters=filters), expected)
-        for what, filters, expected in (
-            ("nothing", [], [X, Y]),
-            ("digest", [f"digest=={digest.of(X)}"], [X]),
-            ("a pattern of digests", ["digest~=^sha256:"], [X, Y]),
-            ("a digest is there", ["digest"], [X, Y]),
-            ("a label", ["labels.k==v"], [Y]),
-            ("a label, quoted", ['labels."containerd.io/gc.root"'], [Y]),
-            ("size is never there", ["size"], []),
-            ("nor equal to itself", ["size==1"], []),
-            ("no such field", ["ref"], []),
-        )
+CONTENT = [
+    Case(what, content_pb2.ListContentRequest(filters=filters), expected)
+    for what, filters, expected in (
+        ("nothing", [], [X, Y]),
+        ("digest", [f"digest=={digest.of(X)}"], [X]),
+        ("a pattern of digests", ["digest~=^sha256:"], [X, Y]),
+        ("a digest is there", ["digest"], [X, Y]),
+        ("a label", ["labels.k==v"], [Y]),
+        ("a label, quoted", ['labels."containerd.io/gc.root"'], [Y]),
+        ("size is never there", ["size"], []),
+        ("nor equal to itself", ["size==1"], []),
+        ("no such field", ["ref"], []),
     )
-)
-async def test_fields_of_content(door: Door, case: Case) -> None:
+]
+
+
+async def test_fields_of_content(door: Door) -> None:
     content = door.stub(content_pb2.Content)
     labels = {"k": "v", "containerd.io/gc.root": "1"}
     for data, given in ((X, {}), (Y, labels)):
         commit = content_pb2.WriteContentRequest(
             action=content_pb2.COMMIT, ref="r", data=data, labels=given
         )
-        await Case("", [commit], lambda _: True).ask(content.write)
-    pages = await Case("", case.request, lambda _: True).ask(content.list)
-    listed = {info.digest for page in pages for info in page.info}
-    assert listed == {digest.of(data) for data in case.answer}
+        await answered(content.write, [commit])
+    for case in CONTENT:
+        pages = await answered(content.list, case.request)
+        listed = {info.digest for page in pages for info in page.info}
+        assert listed == {digest.of(data) for data in case.answer}, case.what
 
 
-@cases(
-    *(
-        Case(what, content_pb2.ListStatusesRequest(filters=filters), expected)
-        for what, filters, expected in (
-            ("nothing", [], ["one", "two"]),
-            ("ref", ["ref==one"], ["one"]),
-            ("a pattern", ["ref~=^t"], ["two"]),
-            ("a ref is there", ["ref"], ["one", "two"]),
-            ("no such field", ["digest"], []),
-        )
+INGESTS = [
+    Case(what, content_pb2.ListStatusesRequest(filters=filters), expected)
+    for what, filters, expected in (
+        ("nothing", [], ["one", "two"]),
+        ("ref", ["ref==one"], ["one"]),
+        ("a pattern", ["ref~=^t"], ["two"]),
+        ("a ref is there", ["ref"], ["one", "two"]),
+        ("no such field", ["digest"], []),
     )
-)
-async def test_fields_of_ingests(door: Door, case: Case) -> None:
+]
+
+
+async def test_fields_of_ingests(door: Door) -> None:
     content = door.stub(content_pb2.Content)
     for ref in ("one", "two"):
         stat = content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=ref)
-        await Case("", [stat], lambda _: True).ask(content.write)
-    response = await content.list_statuses(case.request)
-    assert sorted(status.ref for status in response.statuses) == case.answer
+        await answered(content.write, [stat])
+    for case in INGESTS:
+        response = await content.list_statuses(case.request)
+        assert sorted(status.ref for status in response.statuses) == case.answer, case.what
 
 
-@cases(
-    *(
-        Case(
-            what,
-            snapshots_pb2.ListSnapshotsRequest(snapshotter="native", filters=filters),
-            expected,
-        )
-        for what, filters, expected in (
-            ("nothing", [], {"base", "top", "look"}),
-            ("name", ["name==base"], {"base"}),
-            ("a name is there", ["name"], {"base", "top", "look"}),
-            ("parent", ["parent==base"], {"top", "look"}),
-            ("no parent is an empty one", ['parent==""'], {"base"}),
-            ("and is there", ["parent"], {"base", "top", "look"}),
-            ("active", ["kind==active"], {"top"}),
-            ("view", ["kind==view"], {"look"}),
-            ("committed", ["kind==committed"], {"base"}),
-            ("a label", ["labels.k==v"], {"top"}),
-            ("no such field", ["key==top"], set()),
-        )
+SNAPSHOTS = [
+    Case(
+        what,
+        snapshots_pb2.ListSnapshotsRequest(snapshotter="native", filters=filters),
+        expected,
     )
-)
-async def test_fields_of_snapshots(door: Door, case: Case) -> None:
+    for what, filters, expected in (
+        ("nothing", [], {"base", "top", "look"}),
+        ("name", ["name==base"], {"base"}),
+        ("a name is there", ["name"], {"base", "top", "look"}),
+        ("parent", ["parent==base"], {"top", "look"}),
+        ("no parent is an empty one", ['parent==""'], {"base"}),
+        ("and is there", ["parent"], {"base", "top", "look"}),
+        ("active", ["kind==active"], {"top"}),
+        ("view", ["kind==view"], {"look"}),
+        ("committed", ["kind==committed"], {"base"}),
+        ("a label", ["labels.k==v"], {"top"}),
+        ("no such field", ["key==top"], set()),
+    )
+]
+
+
+async def test_fields_of_snapshots(door: Door) -> None:
     pb = snapshots_pb2
     snapshots = door.stub(pb.Snapshots)
     await snapshots.prepare(pb.PrepareSnapshotRequest(snapshotter="native", key="k"))
@@ -244,5 +244,6 @@ async def test_fields_of_snapshots(door: Door, case: Case) -> None:
     above = {"snapshotter": "native", "parent": "base"}
     await snapshots.prepare(pb.PrepareSnapshotRequest(key="top", labels={"k": "v"}, **above))
     await snapshots.view(pb.ViewSnapshotRequest(key="look", **above))
-    pages = await Case("", case.request, lambda _: True).ask(snapshots.list)
-    assert {info.name for page in pages for info in page.info} == case.answer
+    for case in SNAPSHOTS:
+        pages = await answered(snapshots.list, case.request)
+        assert {info.name for page in pages for info in page.info} == case.answer, case.what

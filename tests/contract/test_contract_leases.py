@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harness.contract import Case, Door, Refused, cases
+from harness.contract import Case, Door, Refused, ask_all, cases
 from harness.records import TOO_LONG, exists, invalid, missing
 
 from cradled import digest
@@ -134,7 +134,7 @@ FILTERS = [
 ]
 
 
-@cases(
+LISTS = (
     *(
         Case(
             what,
@@ -149,12 +149,14 @@ FILTERS = [
         invalid('filters: parse error: [id >|=|< a]: unsupported operator "="'),
     ),
 )
-async def test_list(door: Door, case: Case) -> None:
+
+
+async def test_list(door: Door) -> None:
     leases = door.stub(pb.Leases)
     for id in "cab":
         await leases.create(create(id, **LISTED[id].labels))
     await door.stub(pb.Leases, "other").create(create("d"))
-    await case.ask(leases.list)
+    await ask_all(leases.list, LISTS)
 
 
 RESOURCES = [
@@ -183,7 +185,7 @@ async def test_resources_come_and_go(door: Door, case: Case) -> None:
     assert door.told() == []
 
 
-@cases(
+RESOURCES_REFUSED = (
     Case("no lease", add("x", "content", X), missing('lease "x"')),
     Case("no lease, whatever the resource", add("x", "weird", "k"), missing('lease "x"')),
     Case(
@@ -231,15 +233,18 @@ async def test_resources_come_and_go(door: Door, case: Case) -> None:
         for type in ("weird", "", "containers", "Content")
     ),
 )
-async def test_resources_refused(door: Door, case: Case) -> None:
+
+
+async def test_resources_refused(door: Door) -> None:
     leases = door.stub(pb.Leases)
     await leases.create(create("l"))
-    await case.ask(leases.add_resource)
-    await case._replace(request=drop(case.request)).ask(leases.delete_resource)
+    await ask_all(leases.add_resource, RESOURCES_REFUSED)
+    drops = [row._replace(request=drop(row.request)) for row in RESOURCES_REFUSED]
+    await ask_all(leases.delete_resource, drops)
     assert await held(door, "l") == []
 
 
-@cases(
+RESOURCE_LISTS = (
     Case(
         "in order: content, images, ingests, snapshots",
         pb.ListResourcesRequest(id="l"),
@@ -257,7 +262,9 @@ async def test_resources_refused(door: Door, case: Case) -> None:
     Case("a missing lease", pb.ListResourcesRequest(id="x"), missing('lease "x"')),
     Case("no id", pb.ListResourcesRequest(), missing('lease ""')),
 )
-async def test_list_resources(door: Door, case: Case) -> None:
+
+
+async def test_list_resources(door: Door) -> None:
     leases = door.stub(pb.Leases)
     await leases.create(create("l"))
     for type, id in (
@@ -269,7 +276,7 @@ async def test_list_resources(door: Door, case: Case) -> None:
         ("content", X),
     ):
         await leases.add_resource(add("l", type, id))
-    await case.ask(leases.list_resources)
+    await ask_all(leases.list_resources, RESOURCE_LISTS)
 
 
 async def write(door: Door, lease: str, *requests: Any) -> Any:

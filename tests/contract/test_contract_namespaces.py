@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.contract import Case, Door, Refused, cases
+from harness.contract import Case, Door, Refused, ask_all, cases
 from harness.records import (
     BAD_IDENTIFIERS,
     LONGEST,
@@ -52,7 +52,7 @@ async def known(door: Door) -> dict[str, dict[str, str]]:
     return {one.name: dict(one.labels) for one in response.namespaces}
 
 
-@cases(
+GOT = (
     Case(
         "one with labels",
         pb.GetNamespaceRequest(name="one"),
@@ -69,13 +69,15 @@ async def known(door: Door) -> dict[str, dict[str, str]]:
         pb.GetNamespaceResponse(namespace=namespace("a b")),
     ),
 )
-async def test_get(door: Door, case: Case) -> None:
+
+
+async def test_get(door: Door) -> None:
     namespaces = door.stub(pb.Namespaces, "")
     await namespaces.create(create("one", a="1"))
-    await case.ask(namespaces.get)
+    await ask_all(namespaces.get, GOT)
 
 
-@cases(
+LISTS = (
     Case(
         "sorted bytewise",
         pb.ListNamespacesRequest(),
@@ -89,11 +91,13 @@ async def test_get(door: Door, case: Case) -> None:
         lambda response: len(response.namespaces) == 4,
     ),
 )
-async def test_list(door: Door, case: Case) -> None:
+
+
+async def test_list(door: Door) -> None:
     namespaces = door.stub(pb.Namespaces, "")
     for name, labels in (("aa", {}), ("a.b", {}), ("B", {"x": "1"}), ("a-b", {})):
         await namespaces.create(create(name, **labels))
-    await case.ask(namespaces.list)
+    await ask_all(namespaces.list, LISTS)
 
 
 async def test_list_of_none(door: Door) -> None:
@@ -125,6 +129,19 @@ async def test_list_of_none(door: Door) -> None:
         create("n" * 76),
         pb.CreateNamespaceResponse(namespace=namespace("n" * 76)),
     ),
+)
+async def test_create(door: Door, case: Case) -> None:
+    namespaces = door.stub(pb.Namespaces, "")
+    await namespaces.create(create("old"))
+    door.events()
+    await case.ask(namespaces.create)
+    name = case.request.namespace.name
+    assert (await known(door))[name] == (case.then or {})
+    event = events_pb2.NamespaceCreate(name=name, labels=case.request.namespace.labels)
+    assert door.told() == [(name, "/namespaces/create", event)]
+
+
+CREATION_REFUSED = (
     Case(
         "a label too long", create("new", TOO_LONG), invalid(f"namespace.Labels: {TOO_LONG_TEXT}")
     ),
@@ -132,18 +149,14 @@ async def test_list_of_none(door: Door) -> None:
     Case("no namespace at all", pb.CreateNamespaceRequest(), invalid(BAD_IDENTIFIERS[0][2])),
     *(Case(f"name: {what}", create(name), invalid(text)) for what, name, text in BAD_IDENTIFIERS),
 )
-async def test_create(door: Door, case: Case) -> None:
+
+
+async def test_create_refused(door: Door) -> None:
     namespaces = door.stub(pb.Namespaces, "")
     await namespaces.create(create("old"))
     door.events()
-    answer = await case.ask(namespaces.create)
-    if isinstance(answer, Refused):
-        assert (await known(door), door.told()) == ({"old": {}}, [])
-        return
-    name = case.request.namespace.name
-    assert (await known(door))[name] == (case.then or {})
-    event = events_pb2.NamespaceCreate(name=name, labels=case.request.namespace.labels)
-    assert door.told() == [(name, "/namespaces/create", event)]
+    await ask_all(namespaces.create, CREATION_REFUSED)
+    assert (await known(door), door.told()) == ({"old": {}}, [])
 
 
 BAD_PATHS = ("labels", "name", "labelsx", "label.a", "")
@@ -178,7 +191,7 @@ async def test_update(door: Door, case: Case) -> None:
     assert door.told() == [(name, "/namespaces/update", event)]
 
 
-@cases(
+UPDATE_REFUSED = (
     *(
         Case(
             f"mask {path!r}",
@@ -194,11 +207,13 @@ async def test_update(door: Door, case: Case) -> None:
     ),
     *(Case(f"name: {what}", update(name), invalid(text)) for what, name, text in BAD_IDENTIFIERS),
 )
-async def test_update_refused(door: Door, case: Case) -> None:
+
+
+async def test_update_refused(door: Door) -> None:
     namespaces = door.stub(pb.Namespaces, "")
     await namespaces.create(create("old", a="1"))
     door.events()
-    await case.ask(namespaces.update)
+    await ask_all(namespaces.update, UPDATE_REFUSED)
     assert (await known(door), door.told()) == ({"old": {"a": "1"}}, [])
 
 

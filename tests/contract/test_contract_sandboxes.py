@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.contract import Case, Door, Refused, cases
+from harness.contract import Case, Door, Refused, ask_all, cases
 from harness.records import (
     BAD_IDENTIFIERS,
     LONGEST,
@@ -64,6 +64,17 @@ async def stored(door: Door, namespace: str = "ns") -> list[Sandbox]:
         changed(labels={"b": "2"}),
     ),
     Case("the longest label", create(changed(labels=LONGEST)), changed(labels=LONGEST)),
+)
+async def test_create(door: Door, case: Case) -> None:
+    """Nothing is told: the controller tells of sandboxes that run."""
+    expected = pb.StoreCreateResponse(sandbox=case.answer)
+    made = (await case._replace(answer=expected).ask(door.stub(pb.Store).create)).sandbox
+    assert made.created_at == made.updated_at
+    assert made.created_at.seconds > 0
+    assert (await stored(door), door.told()) == ([made], [])
+
+
+CREATION_REFUSED = (
     Case(
         "a label too long",
         create(changed(labels=TOO_LONG)),
@@ -88,17 +99,11 @@ async def stored(door: Door, namespace: str = "ns") -> list[Sandbox]:
         invalid("failed to validate sandbox: invalid sandbox ID: identifier must not be empty"),
     ),
 )
-async def test_create(door: Door, case: Case) -> None:
-    """Nothing is told: the controller tells of sandboxes that run."""
-    if isinstance(case.answer, Refused):
-        await case.ask(door.stub(pb.Store).create)
-        assert (await stored(door), door.told()) == ([], [])
-        return
-    expected = pb.StoreCreateResponse(sandbox=case.answer)
-    made = (await case._replace(answer=expected).ask(door.stub(pb.Store).create)).sandbox
-    assert made.created_at == made.updated_at
-    assert made.created_at.seconds > 0
-    assert (await stored(door), door.told()) == ([made], [])
+
+
+async def test_create_refused(door: Door) -> None:
+    await ask_all(door.stub(pb.Store).create, CREATION_REFUSED)
+    assert (await stored(door), door.told()) == ([], [])
 
 
 @cases(
@@ -179,7 +184,7 @@ async def test_update(door: Door, case: Case) -> None:
 BAD_FIELDS = ("id", "sandbox_id", "sandboxer", "runtime.name", "created_at", "labelsx", "")
 
 
-@cases(
+UPDATE_REFUSED = (
     Case("a missing one", update(sandbox("x")), missing('bucket "x" not found')),
     Case(
         "a missing one, whatever the mask",
@@ -211,23 +216,27 @@ BAD_FIELDS = ("id", "sandbox_id", "sandboxer", "runtime.name", "created_at", "la
         invalid("sandbox.Extension keys must not be zero-length"),
     ),
 )
-async def test_update_refused(door: Door, case: Case) -> None:
+
+
+async def test_update_refused(door: Door) -> None:
     store = door.stub(pb.Store)
     old = (await store.create(create(OLD))).sandbox
-    await case.ask(store.update)
+    await ask_all(store.update, UPDATE_REFUSED)
     assert await stored(door) == [old]
 
 
-@cases(
+GOT = (
     Case(
         "one that is there", pb.StoreGetRequest(sandbox_id="old"), pb.StoreGetResponse(sandbox=OLD)
     ),
     Case("a missing one", pb.StoreGetRequest(sandbox_id="x"), missing('bucket "x" not found')),
     Case("no id", pb.StoreGetRequest(), missing('bucket "" not found')),
 )
-async def test_get(door: Door, case: Case) -> None:
+
+
+async def test_get(door: Door) -> None:
     await door.stub(pb.Store).create(create(OLD))
-    await case.ask(door.stub(pb.Store).get)
+    await ask_all(door.stub(pb.Store).get, GOT)
 
 
 @cases(
@@ -277,7 +286,7 @@ FILTERS = [
 ]
 
 
-@cases(
+LISTS = (
     *(
         Case(
             what,
@@ -292,9 +301,11 @@ FILTERS = [
         invalid('filters: parse error: [id >|=|< ]: unsupported operator "="'),
     ),
 )
-async def test_list(door: Door, case: Case) -> None:
+
+
+async def test_list(door: Door) -> None:
     store = door.stub(pb.Store)
     for id in "cab":
         await store.create(create(LISTED[id]))
     await door.stub(pb.Store, "other").create(create(OLD))
-    await case.ask(store.list)
+    await ask_all(store.list, LISTS)

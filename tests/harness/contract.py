@@ -11,14 +11,15 @@ A suite is made of tables, one for each rpc. A row says what is asked and what m
         await images.create(...)
         await case.ask(images.get)
 
-Every row has a world of its own: real stores in a directory of their own, empty at first.
+Every row has a world of its own: real stores in a directory of their own, empty at first. Rows that
+change nothing can share one, which takes a fraction of the time (``ask_all``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
@@ -278,6 +279,17 @@ class Case(NamedTuple):
 def cases(*rows: Case) -> pytest.MarkDecorator:
     """The table of a test that takes a ``case``."""
     return pytest.mark.parametrize("case", rows, ids=[row.what for row in rows])
+
+
+async def ask_all(rpc: Rpc, rows: Iterable[Case]) -> None:
+    """Ask rows of which none changes anything, in one world; all wrong answers are told of."""
+    wrong = []
+    for row in rows:
+        try:
+            await row.ask(rpc)
+        except AssertionError as error:
+            wrong.append(f"{row.what}: {error}")
+    assert not wrong, "\n".join(wrong)
 
 
 async def answered(rpc: Rpc, request: Any) -> Any:
