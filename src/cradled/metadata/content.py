@@ -157,17 +157,19 @@ class Content:
         ]
 
     async def abort(self, ref: str, /) -> None:
-        def command(tx: Transaction) -> str:
+        janitor = self._common.janitor
+
+        def command(tx: Transaction) -> tuple[str, str]:
             row = tx.one(_FIND_STATUS, (self._namespace, ref))
             if row is None:
                 raise NotFound(f"reference {ref}")
             self._forget_ingest(tx, ref)
             tx.deleted()
-            backend_ref: str = row[1]
-            return backend_ref
+            _, backend_ref, _, expected, _ = row
+            return backend_ref, expected
 
-        backend_ref = await self._engine.run(command, self._common.janitor.ingest)
-        await self._common.janitor.abort_ingest(backend_ref)
+        backend_ref, _ = await self._engine.run(command, lambda gone: janitor.ingest(*gone))
+        await janitor.abort_ingest(backend_ref)
 
     async def writer(self, ref: str, /, *, total: int = 0, expected: str = "") -> Writer:
         if not ref:

@@ -244,7 +244,8 @@ class Collection:
             if each.kind == graph.CONTENT:
                 self._janitor.blob(each.key)
             elif each.kind == graph.INGEST:
-                self._janitor.ingest(each.backend_name)
+                expected = self._structure.get(each.node, "").rpartition("/")[2]
+                self._janitor.ingest(each.backend_name, expected)
             elif each.kind == graph.SNAPSHOT:
                 self._janitor.snapshot(each.key.split("/", 1)[0], each.backend_name)
 

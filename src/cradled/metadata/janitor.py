@@ -50,9 +50,11 @@ class Janitor:
         """A namespace lost its entry for this blob."""
         self._blobs.add(digest)
 
-    def ingest(self, backend_ref: str) -> None:
-        """The entry of this ingest is gone."""
+    def ingest(self, backend_ref: str, expected: str) -> None:
+        """The entry of this ingest is gone, and with it what kept the blob it expected, if any."""
         self._ingests.add(backend_ref)
+        if expected:
+            self._blobs.add(expected)
 
     def snapshot(self, snapshotter: str, backend_key: str) -> None:
         """The entry of this snapshot is gone."""

@@ -77,23 +77,23 @@ class Namespaces:
     async def delete(self, name: str, /) -> None:
         """Raises FailedPrecondition while objects are in it, NotFound."""
 
-        def command(tx: Transaction) -> builtins.list[tuple[str]]:
+        def command(tx: Transaction) -> builtins.list[tuple[str, str]]:
             if not tx.one("SELECT 1 FROM namespaces WHERE name=?", (name,)):
                 raise NotFound(f'namespace "{name}"')
             if left := _contents(tx, name):
                 text = f'namespace "{name}" must be empty, but it still has {", ".join(left)}'
                 raise FailedPrecondition(text)
-            ingests = tx.execute("SELECT backend_ref FROM ingests WHERE namespace=?", (name,))
-            refs: builtins.list[tuple[str]] = ingests.fetchall()
+            sql = "SELECT backend_ref, expected FROM ingests WHERE namespace=?"
+            ingests: builtins.list[tuple[str, str]] = tx.execute(sql, (name,)).fetchall()
             for table in _EMPTIED:
                 tx.execute(f"DELETE FROM {table} WHERE namespace=?", (name,))
             tx.execute("DELETE FROM namespaces WHERE name=?", (name,))
             tx.emit(name, topics.namespace_deleted(name))
-            return refs
+            return ingests
 
-        def abandon(refs: builtins.list[tuple[str]]) -> None:
-            for (backend_ref,) in refs:
-                self._janitor.ingest(backend_ref)
+        def abandon(ingests: builtins.list[tuple[str, str]]) -> None:
+            for backend_ref, expected in ingests:
+                self._janitor.ingest(backend_ref, expected)
 
         await self._engine.run(command, abandon)
 

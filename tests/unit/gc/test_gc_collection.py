@@ -207,6 +207,29 @@ async def test_an_ingest_keeps_what_it_expects(world: World, ns: ScopedDatabase)
     assert await world.collect() == {"content": 1}
 
 
+@pytest.mark.parametrize("way", ["abort", "lease", "namespace"])
+async def test_what_an_ingest_of_old_expected_goes_with_it(world: World, way: str) -> None:
+    """The last daemon died after the blob was there, and before it was named."""
+    ns = world.scoped("old", "l") if way == "lease" else world.scoped("old")
+    if way == "lease":
+        await ns.leases.create("l", {})
+    await (await ns.content.writer("r", expected=digest.of(b"wanted"))).close()
+    writer = await world.blobs.writer("made")
+    await writer.write(b"wanted")
+    await writer.commit(0, digest.of(b"wanted"), {})
+    await world.reopen()
+    await world.collect()
+    assert world.blobs.blobs.keys() == {digest.of(b"wanted")}
+    if way == "abort":
+        await world.scoped("old").content.abort("r")
+    elif way == "lease":
+        await world.scoped("old").leases.delete("l")
+    else:
+        await world.db.namespaces.delete("old")
+    await world.collect()
+    assert world.blobs.blobs == {}
+
+
 async def busy_collect(world: World, actions: Iterable[object]) -> dict[str, int]:
     """A collection during whose marking each action is awaited."""
     collection = world.db.collection()
