@@ -25,6 +25,7 @@ from cradled.rpc.service import Router
 from cradled.rpc.ttrpc_server import TtrpcServer
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle
+from cradled.runtime.timeouts import DEFAULT
 
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
 
@@ -196,6 +197,7 @@ class FakeShims:
         self.script: dict[str, Callable[[], Any]] = {}
         self.broken = False
         self.end = Exit(77, 137, 5)
+        self.timeouts = DEFAULT
 
     def of_runtime(self, name: str) -> FakeShims:
         if name == "unknown":

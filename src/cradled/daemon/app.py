@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cradled.daemon import late, listeners
-from cradled.daemon.builtins import OVER_TCP, REGISTRATIONS
+from cradled.daemon.builtins import OVER_TCP, REGISTRATIONS, proxies
 from cradled.daemon.config import Config
 from cradled.plugin import graph
 from cradled.plugin import types as t
@@ -60,6 +60,8 @@ class App:
             "ttrpc_address": f"{config.state}/events.sock",
             "debug": "true" if config.debug.level in ("trace", "debug") else "false",
             "stream_processors": config.stream_processors,
+            "sections": config.plugins,
+            "timeout": config.timeout,
         }
         self.observer = Observer()
         self.router = Router(self.observer.wrap)
@@ -117,7 +119,7 @@ class App:
         events = listeners.listen(path, mode=0o600)
         self._stack.callback(listeners.remove, events, path)
         self.plugins = await graph.start(
-            REGISTRATIONS,
+            [*REGISTRATIONS, *proxies(config)],
             root=config.root,
             state=config.state,
             stack=self._stack,

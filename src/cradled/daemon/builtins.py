@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cradled.daemon import durations, sections
-from cradled.daemon.config import Config
+from cradled.daemon.config import Config, ConfigError
 from cradled.daemon.config_file import Known
 from cradled.plugin import types as t
 from cradled.plugin.types import InitContext, Late, Registration, SkipPlugin
@@ -23,6 +25,7 @@ _LEFTOVERS_SECONDS = 10.0
 Served = list[tuple[Any, object]]
 
 _DB = (t.METADATA, "bolt")
+_DEPRECATIONS = (t.WARNING, "deprecations")
 _DIFFERS = (t.SERVICE, "diff-service")
 _EXCHANGE = (t.EVENT, "exchange")
 _GC = (t.GC, "scheduler")
@@ -67,6 +70,28 @@ def endpoints(config: Config) -> tuple[sections.GrpcServer, sections.TtrpcServer
     grpc = grpc._replace(address=grpc.address.removeprefix("unix://"))
     address = ttrpc.address.removeprefix("unix://") or f"{grpc.address}.ttrpc"
     return grpc, ttrpc._replace(address=address)
+
+
+async def _proxy(context: InitContext) -> None:
+    raise SkipPlugin("plugins of other processes are not used yet")
+
+
+_PROXIED = {
+    "content": t.CONTENT,
+    "diff": t.DIFFER,
+    "sandbox": "io.containerd.sandbox.controller.v1",
+    "snapshot": t.SNAPSHOTTER,
+}
+
+
+def proxies(config: Config) -> Iterator[Registration]:
+    """The plugins that other processes serve. Raises ConfigError for the name of one of ours."""
+    known = {registration.uri for registration in REGISTRATIONS}
+    for id, proxy in config.proxy_plugins.items():
+        registration = Registration(_PROXIED.get(proxy.type, proxy.type), id, init=_proxy)
+        if registration.uri in known:
+            raise ConfigError(f"proxy_plugins.{id}: there is a plugin {registration.uri} already")
+        yield registration
 
 
 def has_side_listeners(config: Config) -> bool:
@@ -148,6 +173,7 @@ async def _metadata(context: InitContext) -> Any:
         snapshotters=context.all(t.SNAPSHOTTER),
         publisher=context.get(*_EXCHANGE),
         isolated=config.content_sharing_policy == "isolated",
+        durable=not config.no_sync,
     )
     context.stack.push_async_callback(db.aclose)
     context.export("path", path)
@@ -187,14 +213,23 @@ async def _zygote(context: InitContext) -> Any:
 async def _shims(context: InitContext) -> Any:
     from cradled.runtime.bootstrap import Daemon
     from cradled.runtime.launcher import Launchers
+    from cradled.runtime.timeouts import Timeouts
 
     config: sections.ShimManager = context.config
+    timeout: Callable[[str], float] = context.properties["timeout"]
     daemon = Daemon(
         grpc_address=context.properties["grpc_address"],
         ttrpc_address=context.properties["ttrpc_address"],
         socket_dir=config.socket_dir or f"{context.state_base}/s",
         env=dict(item.partition("=")[::2] for item in config.env),
         debug=context.properties["debug"] == "true",
+        timeouts=Timeouts(
+            load=timeout("shim.load") or None,
+            cleanup=timeout("shim.cleanup") or None,
+            shutdown=timeout("shim.shutdown") or None,
+            state=timeout("task.state") or None,
+            stats=timeout("metrics.shimstats") or None,
+        ),
     )
     return Launchers(
         daemon,
@@ -324,6 +359,25 @@ async def _policy_python(context: InitContext) -> Any:
     return from_entry_point(config.entry_point)
 
 
+async def _deprecations(context: InitContext) -> Late:
+    began = time.time_ns()
+
+    def make() -> Any:
+        from cradled.core import deprecations
+        from cradled.linux.cgroup import Cgroup
+
+        found = deprecations.Deprecations()
+        names = deprecations.in_sections(context.properties["sections"])
+        with open("/proc/self/cgroup", encoding="utf-8", errors="replace") as file:
+            if not Cgroup(file.read()).unified:
+                names.append(deprecations.CGROUP_V1)
+        for name in names:
+            found.emit(name, began)
+        return found
+
+    return Late(make)
+
+
 async def _introspection(context: InitContext) -> Served:
     from cradled.api.introspection_pb2 import Introspection
     from cradled.daemon.identity import pid_namespace, server_uuid
@@ -331,18 +385,18 @@ async def _introspection(context: InitContext) -> Served:
     uuid = server_uuid(context.root)
 
     def make() -> Any:
+        from cradled.daemon import listed
         from cradled.daemon.tracing import traces_info
         from cradled.oci import platforms
         from cradled.runtime.info import runtime_info
-        from cradled.services.introspection import IntrospectionService
+        from cradled.services.introspection import Identity, IntrospectionService
 
         return IntrospectionService(
-            context.loaded,
-            uuid=uuid,
-            pid=os.getpid(),
-            pidns=pid_namespace(),
+            {**listed.plugins(), **context.loaded},
+            Identity(uuid, os.getpid(), pid_namespace()),
             platform=platforms.default(),
             providers={_TASKS: runtime_info, _RING: traces_info},
+            deprecations=context.get(*_DEPRECATIONS).all,
         )
 
     return [(Introspection, Late(make))]
@@ -393,8 +447,13 @@ async def _ttrpc_events(context: InitContext) -> Served:
     return [(Events, Late(make))]
 
 
-def _served(id: str, table: str, service: str, *needs: tuple[str, str]) -> Registration:
-    """A plugin whose service takes the instances it ``needs``; both named ``module:name``."""
+def _served(
+    id: str, table: str, service: str, *needs: tuple[str, str], requires: str = t.SERVICE
+) -> Registration:
+    """A plugin whose service takes the instances it ``needs``; both named ``module:name``.
+
+    ``requires`` is what the original's requires, which is what clients are told.
+    """
 
     async def init(context: InitContext) -> Served:
         def make() -> Any:
@@ -402,7 +461,7 @@ def _served(id: str, table: str, service: str, *needs: tuple[str, str]) -> Regis
 
         return [(_named("cradled.api", table), Late(make))]
 
-    return Registration(t.GRPC, id, (t.SERVICE, *(type for type, _ in needs)), init=init)
+    return Registration(t.GRPC, id, (requires,) if requires else (), init=init)
 
 
 def _named(package: str, name: str) -> Any:
@@ -410,8 +469,8 @@ def _named(package: str, name: str) -> Any:
     return getattr(importlib.import_module(f".{module}", package), attribute)
 
 
-def _service(name: str) -> Registration:
-    return Registration(t.SERVICE, f"{name}-service", (t.METADATA,))
+def _service(name: str, *requires: str) -> Registration:
+    return Registration(t.SERVICE, f"{name}-service", requires)
 
 
 REGISTRATIONS: tuple[Registration, ...] = (
@@ -434,9 +493,16 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(t.GC, "scheduler", (t.METADATA,), init=_scheduler, config=sections.Scheduler),
     Registration(t.LEASE, "manager", (t.METADATA, t.GC)),
     Registration(t.SANDBOX_STORE, "local", (t.METADATA,)),
+    Registration(*_DEPRECATIONS, init=_deprecations),
     Registration(*_WALKING, (t.METADATA, t.FORKED), init=_walking, has_platform=True),
     Registration(*_SHIMS, (t.EVENT, t.METADATA, t.FORKED), _shims, sections.ShimManager),
-    Registration(*_TASKS, (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL), init=_tasks, has_platform=True),
+    Registration(
+        *_TASKS,
+        (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL),
+        init=_tasks,
+        config=sections.Tasks,
+        has_platform=True,
+    ),
     Registration(*_STREAMS, (t.METADATA,), init=_streams),
     Registration(
         *_TRANSFERS,
@@ -451,30 +517,37 @@ REGISTRATIONS: tuple[Registration, ...] = (
     TCP_SERVER,
     DEBUG_SERVER,
     GRPC_METRICS,
-    Registration(t.TRACING, "otlp", init=_otlp),
-    Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_tracing),
-    _service("containers"),
-    _service("content"),
-    _service("images"),
-    _service("introspection"),
-    _service("namespaces"),
-    _service("snapshots"),
-    _service("tasks"),
+    Registration(t.TRACING, "otlp", init=_otlp, config=sections.Otlp),
+    Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_tracing, config=sections.Tracing),
+    _service("containers", t.EVENT, t.METADATA),
+    _service("content", t.METADATA),
+    _service("images", t.METADATA, t.GC, t.WARNING),
+    _service("introspection", t.WARNING),
+    _service("namespaces", t.EVENT, t.METADATA),
+    _service("snapshots", t.METADATA),
+    Registration(
+        t.SERVICE,
+        "tasks-service",
+        (t.EVENT, t.RUNTIME, t.METADATA, t.TASK_MONITOR, t.WARNING),
+        config=sections.TasksService,
+    ),
     Registration(*_DIFFERS, (t.METADATA, t.DIFFER), init=_differs, config=sections.Diff),
     _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
     _served("content", ".convert.blobs:SERVED", "content:ContentService", _DB),
     _served("diff", "diff_pb2:Diff", "diff:DiffService", _DB, _DIFFERS),
-    _served("events", "events_service_pb2:Events", "events:EventsService", _EXCHANGE),
-    _served("healthcheck", "health_pb2:Health", "health:HealthService"),
+    _served(
+        "events", "events_service_pb2:Events", "events:EventsService", _EXCHANGE, requires=t.EVENT
+    ),
+    _served("healthcheck", "health_pb2:Health", "health:HealthService", requires=""),
     _served("images", "images_pb2:Images", "images:ImagesService", _DB, _GC),
     Registration(t.GRPC, "introspection", (t.SERVICE,), init=_introspection),
-    _served("leases", "leases_pb2:Leases", "leases:LeasesService", _DB, _GC),
-    _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService"),
+    _served("leases", "leases_pb2:Leases", "leases:LeasesService", _DB, _GC, requires=t.LEASE),
+    _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService", requires=t.MOUNT_MANAGER),
     _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),
     Registration(t.GRPC, "reflection", init=_reflection),
-    _served("sandboxes", "sandbox_pb2:Store", "sandboxes:SandboxStoreService", _DB),
+    _served("sandboxes", "sandbox_pb2:Store", "sandboxes:SandboxStoreService", _DB, requires=t.SANDBOX_STORE),
     _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", _DB),
-    _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", _STREAMS),
+    _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", _STREAMS, requires=t.STREAMING),
     _served("tasks", "tasks_pb2:Tasks", "tasks:TasksService", _DB, _TASKS),
     _served(
         "transfer", "transfer_pb2:Transfer", "transfer:TransferService", _DB, _STREAMS, _TRANSFERS

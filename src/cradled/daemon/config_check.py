@@ -65,6 +65,7 @@ def problems(
         Problem(WARNING, "Ignoring unknown key in TOML", (key,), nearest(key, _TOP_LEVEL))
         for key in tables.keys() - _TOP_LEVEL
     ]
+
     own = {key: value for key, value in tables.items() if key in Config._fields}
     apart = {"plugins", *_PARTS, *ENTRIES}
     found += _wrong(Config, {k: v for k, v in own.items() if k not in apart}, (), "configuration")
@@ -75,10 +76,10 @@ def problems(
         if key in _PARTS:
             found += _section(_PARTS[key], own[key], (key,), "Ignoring unknown key in TOML")
         elif key in ENTRIES:
-            found += _entries(ENTRIES[key], own[key], key)
+            found += _entries(ENTRIES[key], own[key], key, inert.get(key, {}).get("*", ""))
         else:
             found += _plugins(own[key], sections, inert)
-    found += _timeouts(own.get("timeouts", {}))
+    found += _timeouts(own.get("timeouts", {}), inert.get("timeouts", {}))
     return found
 
 
@@ -100,7 +101,7 @@ def _plugins(
         for key, reason in inert.get(uri, {}).items():
             cls = sections[uri]
             if cls is not None and key in table and not _is_default(cls, key, table[key]):
-                yield Problem(NOTE, f"no effect: {reason}", (*path, key))
+                yield _no_effect((*path, key), reason)
 
 
 def _is_default(cls: type[Any], key: str, value: Any) -> bool:
@@ -128,20 +129,30 @@ def _wrong(cls: type[Any], table: Mapping[str, Any], path: Path, where: str) -> 
                 yield Problem(ERROR, str(error), (*path, key))
 
 
-def _entries(cls: type[Any], tables: Mapping[str, Any], name: str) -> Iterator[Problem]:
+def _entries(cls: type[Any], tables: Mapping[str, Any], name: str, inert: str) -> Iterator[Problem]:
     for id, table in tables.items():
         path = (name, id)
+        if inert:
+            yield _no_effect(path, inert)
         if isinstance(table, dict):
             yield from _section(cls, table, path, "Ignoring unknown key in TOML")
         else:
             yield Problem(ERROR, f"{dotted(path)} must be a table, not {table!r}", path)
 
 
-def _timeouts(table: Any) -> Iterator[Problem]:
-    if isinstance(table, dict):
-        for name in sorted(table.keys() - TIMEOUTS.keys()):
-            text = "Ignoring unknown key in TOML"
-            yield Problem(WARNING, text, ("timeouts", name), nearest(name, TIMEOUTS))
+def _timeouts(table: Any, inert: Mapping[str, str]) -> Iterator[Problem]:
+    if not isinstance(table, dict):
+        return
+    for name in sorted(table):
+        path = ("timeouts", name)
+        if name not in TIMEOUTS:
+            yield Problem(WARNING, "Ignoring unknown key in TOML", path, nearest(name, TIMEOUTS))
+        elif name in inert and table[name] != TIMEOUTS[name]:
+            yield _no_effect(path, inert[name])
+
+
+def _no_effect(path: Path, reason: str) -> Problem:
+    return Problem(NOTE, f"no effect: {reason}", path)
 
 
 def line_of(text: str, path: Path) -> int:

@@ -61,13 +61,15 @@ class Database:
         snapshotters: Mapping[str, Snapshotter],
         publisher: Publisher | None = None,
         isolated: bool = False,
+        durable: bool = True,
     ) -> Database:
         """Open or create the file, and carry on what a crash interrupted.
 
         ``isolated``: a namespace gets a blob that another has only by sending all its bytes.
+        Not ``durable``: a power failure may take what was done last, or the whole file.
         Raises FailedPrecondition for a file that a newer version wrote.
         """
-        engine = Engine(path, publisher)
+        engine = Engine(path, publisher, durable=durable)
         db = cls(engine, content, snapshotters, isolated)
         try:
             for common in db._snapshotters.values():

@@ -146,9 +146,12 @@ class Measures:
 
 
 class Engine:
-    """One database file, used by one process and one event loop."""
+    """One database file, used by one process and one event loop.
 
-    def __init__(self, path: str, publisher: Publisher | None) -> None:
+    Commits of one that is not ``durable`` survive the process, not a power failure.
+    """
+
+    def __init__(self, path: str, publisher: Publisher | None, *, durable: bool = True) -> None:
         self.path = path
         self.measures = Measures()
         self._publisher = publisher
@@ -162,6 +165,8 @@ class Engine:
         self._changes = 0
         self._closing = False
         self._writer = _connect(path)
+        if not durable:
+            self._writer.execute("PRAGMA synchronous=OFF")
         try:
             migrations.apply(self._writer)
         except BaseException:

@@ -31,7 +31,6 @@ from cradled.spans import span, traced
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
-SHUTDOWN_SECONDS = 3.0
 GONE_SECONDS = 1.0
 """How long a shim that has nothing left may take to exit."""
 
@@ -115,8 +114,8 @@ class Assembly:
         """Have a shim delete the container and exit; whether it went in good order."""
         try:
             with suppress(errors.NotFound):
-                await client.delete(bundle.id, INIT, timeout=SHUTDOWN_SECONDS)
-            await client.shutdown(bundle.id, timeout=SHUTDOWN_SECONDS)
+                await client.delete(bundle.id, INIT, timeout=self.launchers.timeouts.shutdown)
+            await client.shutdown(bundle.id, timeout=self.launchers.timeouts.shutdown)
             async with asyncio.timeout(GONE_SECONDS):
                 await gone.wait()
         except (TimeoutError, errors.Error) as error:
@@ -168,7 +167,7 @@ class Assembly:
     async def _hang_up(self, task: Task) -> None:
         try:
             if not task.sandboxed:
-                await task.client.shutdown(task.id, timeout=SHUTDOWN_SECONDS)
+                await task.client.shutdown(task.id, timeout=self.launchers.timeouts.shutdown)
         except errors.Error as error:  # many a shim exits before it answers
             log.debug("shutdown of the shim of %s: %s", task.id, error)
         finally:

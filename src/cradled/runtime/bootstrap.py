@@ -18,6 +18,7 @@ from cradled.api import task_v2_pb2, wellknown_pb2
 from cradled.core.tasks import Exit
 from cradled.core.values import AnyValue
 from cradled.errors import Error, Unimplemented
+from cradled.runtime.timeouts import DEFAULT, Timeouts
 from cradled.version import COMPATIBLE
 
 MAX_VERSION = 3
@@ -56,6 +57,7 @@ class Daemon:
     publish_binary: str = "cradled"
     env: Mapping[str, str] | None = None
     debug: bool = False
+    timeouts: Timeouts = DEFAULT
 
 
 def parse_output(output: bytes) -> Bootstrap:

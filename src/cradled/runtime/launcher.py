@@ -39,7 +39,6 @@ OWN_ENTRY = "cradled.shim.serve:forked"
 
 RUNC_OPTIONS = "containerd.runc.v1.Options"
 
-DELETE_SECONDS = 5.0
 _BACKLOG = 128
 _PATH_LIMIT = 107  # of a unix socket; below a deep state directory names are cut to fit
 _SHORTEST_NAME = 16
@@ -83,6 +82,7 @@ class Launchers:
         self, daemon: Daemon, zygote: Zygote, *, runc_root: str, default_binary: str = ""
     ) -> None:
         self._daemon = daemon
+        self.timeouts = daemon.timeouts
         self._own = ZygoteLauncher(daemon, zygote, runc_root, default_binary)
         self._resolved: dict[str, str] = {}
         self._programs: dict[str, BinaryLauncher] = {}
@@ -329,7 +329,7 @@ async def _run_delete(program: Sequence[str], daemon: Daemon, bundle: Bundle) ->
         [*program, *flags, "delete"],
         env=bootstrap.environment(os.environ, daemon, bundle.namespace),
         cwd=bundle.path,
-        timeout=DELETE_SECONDS,
+        timeout=daemon.timeouts.cleanup,
     )
     for line in done.stderr.decode(errors="replace").splitlines():
         log.warning("shim of %s: %s", bundle.id, line)

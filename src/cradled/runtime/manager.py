@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STATE_SECONDS = 2.0
 CLOSE_SECONDS = 2.0
 TELL_SECONDS = 20.0
 """How long a shim may take to tell an exit that happened while the daemon was away."""
@@ -75,6 +74,7 @@ class TaskManager:
         events: Events,
     ) -> None:
         self._assembly = Assembly(state, root, launchers)
+        self._timeouts = launchers.timeouts
         self._containers = containers
         self._events = events
         self._tasks: dict[Key, Task] = {}
@@ -130,7 +130,7 @@ class TaskManager:
         """The state of a process, as its shim tells it."""
         task = self._find(scope, id)
         try:
-            return await task.client.state(id, exec_id, timeout=STATE_SECONDS)
+            return await task.client.state(id, exec_id, timeout=self._timeouts.state)
         except ConnectionLost as error:
             raise NotFound(f"task {id}") from error
 
@@ -186,7 +186,7 @@ class TaskManager:
         await task.client.checkpoint(id, path, options)
 
     async def metrics(self, scope: Scope, filters: Sequence[str]) -> Sequence[metrics.Metric]:
-        return await metrics.collect(self._of_namespace(scope), filters)
+        return await metrics.collect(self._of_namespace(scope), filters, self._timeouts.stats)
 
     # Events, restart, end
 
@@ -302,7 +302,7 @@ class TaskManager:
             self._publish(bundle, *events, topics.task_deleted(bundle.id, "", end))
 
     async def _recover(self, bundle: Bundle, told: Collection[Told]) -> None:
-        facts = await gather(bundle)
+        facts = await gather(bundle, self._timeouts.load)
         verdict = judge(facts)
         log.info("task %s: %s", bundle.id, verdict.value)
         launchers = self._assembly.launchers

@@ -13,15 +13,17 @@ from cradled.runtime.task import Task
 
 log = logging.getLogger(__name__)
 
-STATS_SECONDS = 5.0
 _AT_ONCE = 16
 
 Metric = tuple[str, int, AnyValue]
 """Task id, time in nanoseconds, what the shim measured."""
 
 
-async def collect(tasks: Iterable[Task], expressions: Sequence[str]) -> list[Metric]:
-    """Ask the shims of all tasks that match (``id``, ``namespace``); those that fail are left out.
+async def collect(
+    tasks: Iterable[Task], expressions: Sequence[str], timeout: float | None
+) -> list[Metric]:
+    """Ask the shims of all tasks that match (``id``, ``namespace``); those that fail, or take more
+    than ``timeout`` seconds, are left out.
 
     Raises InvalidArgument for a bad filter.
     """
@@ -31,7 +33,7 @@ async def collect(tasks: Iterable[Task], expressions: Sequence[str]) -> list[Met
     async def one(task: Task) -> Metric | None:
         async with turn:
             try:
-                value = await task.client.stats(task.id, timeout=STATS_SECONDS)
+                value = await task.client.stats(task.id, timeout=timeout)
             except errors.Error as error:
                 log.debug("metrics of %s: %s", task.id, error)
                 return None

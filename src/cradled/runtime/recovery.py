@@ -21,8 +21,6 @@ from cradled.runtime.task import INIT, ShimLog
 
 log = logging.getLogger(__name__)
 
-LOAD_SECONDS = 5.0
-
 
 class Verdict(Enum):
     """What becomes of a bundle."""
@@ -63,18 +61,18 @@ def judge(facts: Facts) -> Verdict:
     return Verdict.REAP if facts.program else Verdict.DISCARD
 
 
-async def gather(bundle: Bundle) -> Facts:
-    """Read the bundle and ask its shim, ``LOAD_SECONDS`` at most for each question."""
+async def gather(bundle: Bundle, timeout: float | None) -> Facts:
+    """Read the bundle and ask its shim; ``timeout`` is the seconds for each question."""
     facts = await threads.run("fs", _read, bundle)
     saved = facts.bootstrap
     if saved is None:
         return facts
     facts = dataclasses.replace(facts, shim_log=ShimLog(bundle))
     try:
-        client = await ShimClient.connect(saved, bundle.namespace, timeout=LOAD_SECONDS)
+        client = await ShimClient.connect(saved, bundle.namespace, timeout=timeout)
         facts = dataclasses.replace(facts, client=client)
-        await client.pids_of(bundle.id, timeout=LOAD_SECONDS)
-        process = await client.state(bundle.id, INIT, timeout=LOAD_SECONDS)
+        await client.pids_of(bundle.id, timeout=timeout)
+        process = await client.state(bundle.id, INIT, timeout=timeout)
         return dataclasses.replace(facts, process=process)
     except errors.NotFound:
         return facts

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from cradled.daemon import builtins, config_check, config_file, config_text, logs, sections
-from cradled.daemon.config import LEVELS, TIMEOUTS, Config, ConfigError, StreamProcessor
+from cradled.daemon.config import (
+    LEVELS,
+    TIMEOUTS,
+    Config,
+    ConfigError,
+    ProxyPlugin,
+    StreamProcessor,
+)
 from cradled.daemon.config_check import Problem, line_of
 from cradled.daemon.durations import seconds
 from cradled.daemon.spelling import nearest
@@ -93,7 +100,7 @@ def test_imports_merge(directory: Path) -> None:
 
 
 def test_entries_are_replaced_as_a_whole(directory: Path) -> None:
-    config = read(
+    config, problems = examine(
         directory,
         'imports = ["b.toml"]\n[proxy_plugins.a]\ntype = "snapshot"\naddress = "/a"\n'
         "[proxy_plugins.b]\ncapabilities = ['x']",
@@ -107,6 +114,18 @@ def test_entries_are_replaced_as_a_whole(directory: Path) -> None:
         "capabilities": (),
     }
     assert config.proxy_plugins["b"].capabilities == ("x",)
+    assert {one.path for one in problems} == {("proxy_plugins", "a"), ("proxy_plugins", "b")}
+    assert {(one.level, one.text.partition(":")[0]) for one in problems} == {("note", "no effect")}
+    uris = {registration.uri for registration in builtins.proxies(config)}
+    assert uris == {"io.containerd.differ.v1.a", ".b"}
+
+
+def test_a_proxy_cannot_have_the_name_of_a_plugin_of_ours() -> None:
+    config = Config(proxy_plugins={"native": ProxyPlugin(type="snapshot")})
+    with pytest.raises(
+        ConfigError, match=r"there is a plugin io\.containerd\.snapshotter\.v1\.native"
+    ):
+        list(builtins.proxies(config))
 
 
 def test_missing_import_is_told(directory: Path) -> None:
@@ -144,6 +163,8 @@ def test_every_problem_is_told_at_once(directory: Path) -> None:
         '(did you mean "io.containerd.gc.v1.scheduler"?)',
         'b.toml:3: warning: Ignoring unknown key in TOML: timeouts."io.containerd.timeout.shim.lod"'
         ' (did you mean "io.containerd.timeout.shim.load"?)',
+        "b.toml:4: note: no effect: this daemon does not use plugins of other processes yet: "
+        "proxy_plugins.x",
         "b.toml:5: warning: Ignoring unknown key in TOML: proxy_plugins.x.adress "
         '(did you mean "address"?)',
         f"error: {directory}/c.toml: Expected '=' after a key in a key/value pair "
@@ -179,6 +200,26 @@ def test_keys_without_effect_are_noted_where_they_ask_for_something() -> None:
         {"b": {"uid": "so"}, "c": {"uid": "so"}},
     )
     assert said == [Problem("note", "no effect: so", ("plugins", "c", "uid"))]
+    names = ["io.containerd.timeout.bolt.open", "io.containerd.timeout.shim.load"]
+    said = config_check.problems(
+        {"timeouts": dict.fromkeys(names, "9s")}, {}, builtins.known().inert
+    )
+    assert [(one.level, one.path) for one in said] == [("note", ("timeouts", names[0]))]
+
+
+def test_defaults_say_nothing(directory: Path) -> None:
+    read(directory, config_text.full(Config(), builtins.REGISTRATIONS))
+
+
+def test_what_has_no_effect_is_a_key_that_is_there() -> None:
+    known = builtins.known()
+    for uri, keys in known.inert.items():
+        cls = known.sections.get(uri)
+        if cls is not None:
+            assert keys.keys() <= set(cls._fields)
+        else:
+            assert uri in ("proxy_plugins", "timeouts")
+    assert known.inert["timeouts"].keys() < TIMEOUTS.keys()
 
 
 @pytest.mark.parametrize(

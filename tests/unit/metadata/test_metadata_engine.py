@@ -281,3 +281,15 @@ def test_a_loop_that_is_gone_ends_the_writer(tmp_path: Path) -> None:
     engine._thread.join(30)
     assert not engine._thread.is_alive()
     engine._reader.close()
+
+
+@pytest.mark.parametrize(("durable", "level"), [(True, 2), (False, 0)])
+async def test_only_durable_commits_wait_for_the_disk(
+    tmp_path: Path, log: Log, durable: bool, level: int
+) -> None:
+    engine = Engine(str(tmp_path / "meta.db"), log, durable=durable)
+    try:
+        found = await engine.run(lambda tx: tx.one("PRAGMA synchronous"))
+        assert tuple(found or ()) == (level,)
+    finally:
+        await engine.aclose()

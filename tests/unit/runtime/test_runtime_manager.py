@@ -20,6 +20,7 @@ from cradled.events import topics
 from cradled.runtime.manager import TaskManager
 from cradled.runtime.recovery import Facts, Verdict, judge
 from cradled.runtime.shim_client import ShimClient
+from cradled.runtime.timeouts import Timeouts
 
 NS = Scope("ns")
 
@@ -344,16 +345,28 @@ async def test_restart_reaps_dismisses_and_discards(world: World) -> None:
     assert world.shims.deleted == ["a"]
 
 
-async def test_a_hanging_shim_does_not_hold_up_the_others(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cradled.runtime.recovery.LOAD_SECONDS", 0.1)
+async def test_a_hanging_shim_does_not_hold_up_the_others(world: World) -> None:
+    world.shims.timeouts = Timeouts(load=0.1)
     for id in "ab":
         await world.create(id)
     world.shims.shims["a"].script["connect"] = asyncio.Event().wait
     await world.restart()
     assert [p.id for p in await world.manager.list(NS)] == ["b"]
     assert world.shims.deleted == ["a"]
+
+
+async def test_shims_that_do_not_answer_in_time(world: World) -> None:
+    world.shims.timeouts = Timeouts(state=0.1, stats=0.1, shutdown=0.1)
+    await world.restart()
+    for id in "ab":
+        await world.create(id)
+    for call in ("state", "stats", "shutdown"):
+        world.shims.shims["a"].script[call] = asyncio.Event().wait
+    with pytest.raises(errors.DeadlineExceeded):
+        await world.manager.get(NS, "a")
+    assert [id for id, _, _ in await world.manager.metrics(NS, [])] == ["b"]
+    await world.manager.delete(NS, "a")
+    assert [p.id for p in await world.manager.list(NS)] == ["b"]
 
 
 async def test_closing_ends_waits_and_leaves_tasks(world: World) -> None:
