@@ -448,7 +448,11 @@ async def _ttrpc_events(context: InitContext) -> Served:
 
 
 def _served(
-    id: str, table: str, service: str, *needs: tuple[str, str], requires: str = t.SERVICE
+    id: str,
+    table: str,
+    service: str,
+    *needs: tuple[str, str],
+    requires: tuple[str, ...] = (t.SERVICE,),
 ) -> Registration:
     """A plugin whose service takes the instances it ``needs``; both named ``module:name``.
 
@@ -461,7 +465,7 @@ def _served(
 
         return [(_named("cradled.api", table), Late(make))]
 
-    return Registration(t.GRPC, id, (requires,) if requires else (), init=init)
+    return Registration(t.GRPC, id, requires, init=init)
 
 
 def _named(package: str, name: str) -> Any:
@@ -536,18 +540,22 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _served("content", ".convert.blobs:SERVED", "content:ContentService", _DB),
     _served("diff", "diff_pb2:Diff", "diff:DiffService", _DB, _DIFFERS),
     _served(
-        "events", "events_service_pb2:Events", "events:EventsService", _EXCHANGE, requires=t.EVENT
+        "events",
+        "events_service_pb2:Events",
+        "events:EventsService",
+        _EXCHANGE,
+        requires=(t.EVENT,),
     ),
-    _served("healthcheck", "health_pb2:Health", "health:HealthService", requires=""),
+    _served("healthcheck", "health_pb2:Health", "health:HealthService", requires=()),
     _served("images", "images_pb2:Images", "images:ImagesService", _DB, _GC),
     Registration(t.GRPC, "introspection", (t.SERVICE,), init=_introspection),
-    _served("leases", "leases_pb2:Leases", "leases:LeasesService", _DB, _GC, requires=t.LEASE),
-    _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService", requires=t.MOUNT_MANAGER),
+    _served("leases", "leases_pb2:Leases", "leases:LeasesService", _DB, _GC, requires=(t.LEASE,)),
+    _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService", requires=(t.MOUNT_MANAGER,)),
     _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),
     Registration(t.GRPC, "reflection", init=_reflection),
-    _served("sandboxes", "sandbox_pb2:Store", "sandboxes:SandboxStoreService", _DB, requires=t.SANDBOX_STORE),
+    _served("sandboxes", "sandbox_pb2:Store", "sandboxes:SandboxStoreService", _DB),
     _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", _DB),
-    _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", _STREAMS, requires=t.STREAMING),
+    _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", _STREAMS),
     _served("tasks", "tasks_pb2:Tasks", "tasks:TasksService", _DB, _TASKS),
     _served(
         "transfer", "transfer_pb2:Transfer", "transfer:TransferService", _DB, _STREAMS, _TRANSFERS

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from cradled.api import introspection_pb2 as pb
 from cradled.api import version_pb2
 from cradled.api.wellknown_pb2 import Empty
-from cradled.convert.values import any_from_proto, any_to_proto
+from cradled.convert.values import any_from_proto, any_to_proto, nanoseconds
+from cradled.core.deprecations import Deprecation
 from cradled.core.values import AnyValue
 from cradled.rpc.stub import Stub, Transport
 
@@ -28,6 +29,7 @@ class Server:
     uuid: str
     pid: int
     pidns: int
+    deprecations: Sequence[Deprecation] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,11 @@ class ProxyIntrospection:
 
     async def server(self) -> Server:
         response = await self._stub.server(Empty())
-        return Server(response.uuid, response.pid, response.pidns)
+        found = [
+            Deprecation(d.id, d.message, nanoseconds(d.last_occurrence))
+            for d in response.deprecations
+        ]
+        return Server(response.uuid, response.pid, response.pidns, found)
 
     async def plugin_info(self, type: str, id: str, options: AnyValue, /) -> AnyValue:
         """What a plugin tells of itself when it is asked with ``options``.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from cradled import filters
 from cradled.api import introspection_pb2 as pb
 from cradled.api.google_rpc_pb2 import Status
 from cradled.api.types_pb2 import Platform as PlatformMessage
 from cradled.api.wellknown_pb2 import Any, Empty
-from cradled.convert.values import any_from_proto, any_to_proto
+from cradled.convert.values import any_from_proto, any_to_proto, timestamp
+from cradled.core.deprecations import Deprecation
 from cradled.core.values import AnyValue
 from cradled.errors import FailedPrecondition, NotFound, Unimplemented
 from cradled.oci.platforms import Platform
@@ -21,23 +23,29 @@ InfoProvider = Callable[[AnyValue], Awaitable[AnyValue]]
 """Answers the options of a PluginInfo request with its ``extra``."""
 
 
-class IntrospectionService:
-    """``plugins`` may still grow while the daemon starts."""
+class Identity(NamedTuple):
+    """``uuid`` stays over restarts; ``pid`` counts in the pid namespace with inode ``pidns``."""
 
+    uuid: str
+    pid: int
+    pidns: int
+
+
+class IntrospectionService:
     def __init__(
         self,
         plugins: Mapping[tuple[str, str], Plugin],
+        identity: Identity,
         *,
-        uuid: str,
-        pid: int,
-        pidns: int,
         platform: Platform,
         providers: Mapping[tuple[str, str], InfoProvider],
+        deprecations: Callable[[], Iterable[Deprecation]],
     ) -> None:
         self._plugins = plugins
-        self._server = pb.ServerResponse(uuid=uuid, pid=pid, pidns=pidns)
+        self._identity = identity
         self._platform = PlatformMessage(os=platform.os, architecture=platform.architecture)
         self._providers = providers
+        self._deprecations = deprecations
 
     async def plugins(self, call: Call, request: pb.PluginsRequest) -> pb.PluginsResponse:
         wanted = filters.parse(request.filters)
@@ -50,7 +58,9 @@ class IntrospectionService:
         )
 
     async def server(self, call: Call, request: Empty) -> pb.ServerResponse:
-        return self._server
+        return pb.ServerResponse(
+            **self._identity._asdict(), deprecations=map(_warning, self._deprecations())
+        )
 
     async def plugin_info(self, call: Call, request: pb.PluginInfoRequest) -> pb.PluginInfoResponse:
         key = (request.type, request.id)
@@ -87,3 +97,11 @@ def _fields(plugin: Plugin) -> filters.Adaptor:
     registration = plugin.registration
     values: dict[tuple[str, ...], str] = {("type",): registration.type, ("id",): registration.id}
     return lambda path: values.get(path)
+
+
+def _warning(deprecation: Deprecation) -> pb.DeprecationWarning:
+    return pb.DeprecationWarning(
+        id=deprecation.id,
+        message=deprecation.message,
+        last_occurrence=timestamp(deprecation.last_occurrence),
+    )

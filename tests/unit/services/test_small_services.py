@@ -18,6 +18,7 @@ from cradled.api import (
     version_pb2,
     wellknown_pb2,
 )
+from cradled.core.deprecations import Deprecation
 from cradled.core.values import AnyValue
 from cradled.events.exchange import Exchange
 from cradled.oci.platforms import Platform
@@ -28,7 +29,7 @@ from cradled.rpc.stub import Stub
 from cradled.services.events import EventsService
 from cradled.services.events_ttrpc import EventsTtrpcService
 from cradled.services.health import HealthService
-from cradled.services.introspection import IntrospectionService
+from cradled.services.introspection import Identity, IntrospectionService
 from cradled.services.mounts import MountsService
 from cradled.services.version import VersionService
 
@@ -88,11 +89,10 @@ def introspection() -> Any:
     plugins[2].error = SkipPlugin("not wanted")
     service = IntrospectionService(
         {(p.registration.type, p.registration.id): p for p in plugins},
-        uuid="u",
-        pid=7,
-        pidns=8,
+        Identity("u", 7, 8),
         platform=Platform("linux", "amd64"),
         providers={("t.runtime", "task"): provider, ("t.skipped", "x"): provider},
+        deprecations=lambda: [Deprecation("io.containerd.deprecation/x", "why", 1_500_000_000)],
     )
     return stub(introspection_pb2.Introspection, service)
 
@@ -100,6 +100,9 @@ def introspection() -> Any:
 async def test_server() -> None:
     server = await introspection().server(wellknown_pb2.Empty())
     assert (server.uuid, server.pid, server.pidns) == ("u", 7, 8)
+    (warning,) = server.deprecations
+    assert (warning.id, warning.message) == ("io.containerd.deprecation/x", "why")
+    assert (warning.last_occurrence.seconds, warning.last_occurrence.nanos) == (1, 500_000_000)
 
 
 async def test_plugins() -> None:
