@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -103,6 +104,31 @@ def health(port: int, authority: Authority, own: tuple[Path, Path] | None) -> by
     credentials = grpc.ssl_channel_credentials(authority.ca.read_bytes(), key, certificate)
     with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
         return ask(channel, HEALTH)
+
+
+def test_policies_know_nobody_behind_tcp(tmp_path: Path, authority: Authority) -> None:
+    certificate, key = authority.issue("server")
+    port = configure(tmp_path, tls_cert=str(certificate), tls_key=str(key))
+    policy = tmp_path / "policy.toml"
+    policy.write_text('default = "deny"\n[[rules]]\nverdict = "allow"\nuids = [0]\n')
+    with (tmp_path / "c.toml").open("a") as config:
+        config.write(f'\n[plugins."io.cradled.policy.v1.file"]\npath = "{policy}"\n')
+    with started(tmp_path, "-c", f"{tmp_path}/c.toml") as program:
+        trust = grpc.ssl_channel_credentials(authority.ca.read_bytes())
+        with grpc.secure_channel(f"localhost:{port}", trust) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                ask(channel, HEALTH)
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert "a peer without credentials may not call" in caught.value.details()
+        with grpc.insecure_channel(f"unix:{program.socket}") as channel:
+            assert ask(channel, HEALTH) == b"\x08\x01"
+        policy.write_text('default = "deny"\n[[rules]]\nverdict = "allow"\n')
+        program.process.send_signal(signal.SIGHUP)
+        assert program.told()[0] == "RELOADING=1"
+        assert program.told()[0] == "READY=1"
+        with grpc.secure_channel(f"localhost:{port}", trust) as channel:
+            assert ask(channel, HEALTH) == b"\x08\x01"
+        assert program.stop() == 0
 
 
 @pytest.mark.parametrize(
