@@ -162,6 +162,7 @@ async def test_a_flood_ends_with_its_reason_and_costs_others_nothing(stub, open_
 
 async def test_calls_that_are_reset_at_once(stub, service, server, open_raw, monkeypatch):
     monkeypatch.setattr(limits, "PATIENCE", 2000)
+    monkeypatch.setattr(grpc_connection, "LAST_WORDS", 0.1)
     raw = await open_raw()
     raw.write(
         b"".join(
