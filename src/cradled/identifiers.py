@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cradled.errors import InvalidArgument
+from cradled.errors import InvalidArgument, quote
 
 MAX_LENGTH = 76
 MAX_LABEL_SIZE = 4096
@@ -19,10 +19,10 @@ def validate(identifier: str) -> None:
         raise InvalidArgument("identifier must not be empty")
     if len(identifier.encode()) > MAX_LENGTH:
         raise InvalidArgument(
-            f'identifier "{identifier}" greater than maximum length ({MAX_LENGTH} characters)'
+            f"identifier {quote(identifier)} greater than maximum length ({MAX_LENGTH} characters)"
         )
     if _MATCH(identifier) is None or identifier.endswith("\n"):
-        raise InvalidArgument(f'identifier "{identifier}" must match {_PATTERN}')
+        raise InvalidArgument(f"identifier {quote(identifier)} must match {_PATTERN}")
 
 
 def validate_label(key: str, value: str) -> None:

@@ -343,6 +343,11 @@ GOT = (
         missing('container "x" in namespace "ns"'),
     ),
     Case("no id", pb.GetContainerRequest(), missing('container "" in namespace "ns"')),
+    Case(
+        "an id that must be escaped",
+        pb.GetContainerRequest(id='"\\\t\x00'),
+        missing(r'container "\"\\\t\x00" in namespace "ns"'),
+    ),
 )
 
 

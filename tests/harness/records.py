@@ -25,8 +25,12 @@ TOO_LONG_TEXT = (
 BAD_IDENTIFIERS = [
     ("none", "", "identifier must not be empty"),
     *(
-        (f"{bad!r}", bad, f'identifier "{bad}" must match {IDENTIFIER}')
-        for bad in ("a b", "-a", "a.", "a..b", "a/b", "é", "_", "a\n")
+        (f"{bad!r}", bad, f'identifier "{shown}" must match {IDENTIFIER}')
+        for bad, shown in (
+            *((bad, bad) for bad in ("a b", "-a", "a.", "a..b", "a/b", "é", "_")),
+            ("a\n", r"a\n"),
+            ('"', r"\""),
+        )
     ),
     (
         "77 characters",

@@ -16,7 +16,7 @@ from cradled import identifiers
 from cradled.convert import containers as convert
 from cradled.core.containers import Container
 from cradled.core.scope import Scope
-from cradled.errors import AlreadyExists, InvalidArgument, NotFound
+from cradled.errors import AlreadyExists, InvalidArgument, NotFound, quote
 from cradled.events import topics
 from cradled.metadata import graph
 from cradled.metadata import labels as marks
@@ -85,7 +85,7 @@ class Containers:
         def command(tx: Transaction) -> None:
             sql = "INSERT OR IGNORE INTO containers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             if not tx.execute(sql, row).rowcount:
-                raise AlreadyExists(f'container "{made.id}"')
+                raise AlreadyExists(f"container {quote(made.id)}")
             tx.touch(self._namespace, graph.node(graph.CONTAINER, made.id))
             tx.emit(self._namespace, event)
 
@@ -137,7 +137,7 @@ class Containers:
         await self._engine.run(command)
 
     def _missing(self, container_id: str) -> NotFound:
-        return NotFound(f'container "{container_id}" in namespace "{self._namespace}"')
+        return NotFound(f"container {quote(container_id)} in namespace {quote(self._namespace)}")
 
 
 def _row(namespace: str, container: Container) -> tuple[Any, ...]:
@@ -177,7 +177,7 @@ def _field_updated(old: Container, new: Container, path: str) -> Container:
         return replace(old, extensions=extensions)
     labels = marks.masked(old.labels, new.labels, path)
     if labels is None:
-        raise InvalidArgument(f'cannot update "{path}" field on "{old.id}"')
+        raise InvalidArgument(f"cannot update {quote(path)} field on {quote(old.id)}")
     return replace(old, labels=labels)
 
 

@@ -12,7 +12,7 @@ from cradled import digest
 from cradled.convert import images as convert
 from cradled.core.images import Image
 from cradled.core.scope import Scope
-from cradled.errors import AlreadyExists, InvalidArgument, NotFound
+from cradled.errors import AlreadyExists, InvalidArgument, NotFound, quote
 from cradled.events import topics
 from cradled.metadata import graph, leases
 from cradled.metadata import labels as marks
@@ -37,7 +37,7 @@ class Images:
         """The serialised message; raises NotFound."""
         row = self._engine.one(_SELECT, (self._namespace, name))
         if row is None:
-            raise NotFound(f'image "{name}"')
+            raise NotFound(f"image {quote(name)}")
         record: bytes = row[0]
         return record
 
@@ -82,7 +82,7 @@ class Images:
         def command(tx: Transaction) -> None:
             sql = "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)"
             if not tx.execute(sql, row).rowcount:
-                raise AlreadyExists(f'image "{made.name}"')
+                raise AlreadyExists(f"image {quote(made.name)}")
             self._settle(tx, made)
             tx.emit(self._namespace, event)
 
@@ -107,7 +107,7 @@ class Images:
         def command(tx: Transaction) -> Image:
             stored = tx.one(_SELECT, (self._namespace, image.name))
             if stored is None:
-                raise NotFound(f'image "{image.name}"')
+                raise NotFound(f"image {quote(image.name)}")
             updated = convert.decode(stored[0])
             for path in fieldpaths:
                 updated = _field_updated(updated, image, path)
@@ -138,9 +138,9 @@ class Images:
                 "SELECT digest FROM images WHERE namespace=? AND name=?", (self._namespace, name)
             )
             if row is None:
-                raise NotFound(f'image "{name}"')
+                raise NotFound(f"image {quote(name)}")
             if target and row[0] != target:
-                raise NotFound(f'image "{name}" has target {row[0]}, not {target}')
+                raise NotFound(f"image {quote(name)} has target {row[0]}, not {target}")
             tx.execute("DELETE FROM images WHERE namespace=? AND name=?", (self._namespace, name))
             leases.leave(tx, self._scope, "images", name)
             tx.deleted()
@@ -179,7 +179,7 @@ def _field_updated(old: Image, new: Image, path: str) -> Image:
         return replace(old, target=replace(old.target, annotations=annotations))
     labels = marks.masked(old.labels, new.labels, path)
     if labels is None:
-        raise InvalidArgument(f'cannot update "{path}" field on image "{old.name}"')
+        raise InvalidArgument(f"cannot update {quote(path)} field on image {quote(old.name)}")
     return replace(old, labels=labels)
 
 
@@ -190,7 +190,7 @@ def _validated(image: Image) -> Image:
     kept = marks.clean(image.labels, "image.Labels")
     target = image.target
     if reason := digest.fault(target.digest):
-        raise InvalidArgument(f'target.Digest "{target.digest}" invalid: {reason}')
+        raise InvalidArgument(f"target.Digest {quote(target.digest)} invalid: {reason}")
     if target.size <= 0:
         raise InvalidArgument("target.Size must be greater than zero")
     if not target.media_type:

@@ -15,7 +15,7 @@ from cradled import digest
 from cradled.core.leases import Lease, Resource
 from cradled.core.scope import Scope
 from cradled.core.values import Labels
-from cradled.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from cradled.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented, quote
 from cradled.metadata import graph
 from cradled.metadata import labels as marks
 from cradled.metadata.engine import Engine, Row, Transaction
@@ -71,7 +71,7 @@ class Leases:
 
         def command(tx: Transaction) -> None:
             if not tx.execute("INSERT OR IGNORE INTO leases VALUES (?, ?, ?, ?)", row).rowcount:
-                raise AlreadyExists(f'lease "{lease.id}"')
+                raise AlreadyExists(f"lease {quote(lease.id)}")
             tx.touch(self._namespace, graph.node(graph.LEASE, lease.id))
 
         await self._engine.run(command)
@@ -83,7 +83,7 @@ class Leases:
         def command(tx: Transaction) -> None:
             key = (self._namespace, lease_id)
             if not tx.execute("DELETE FROM leases WHERE namespace=? AND id=?", key).rowcount:
-                raise NotFound(f'lease "{lease_id}"')
+                raise NotFound(f"lease {quote(lease_id)}")
             tx.execute("DELETE FROM lease_resources WHERE namespace=? AND lease=?", key)
             tx.deleted()
 
@@ -127,7 +127,7 @@ class Leases:
     async def list_resources(self, lease_id: str, /) -> builtins.list[Resource]:
         """Content, images, ingests, then snapshots. Raises NotFound."""
         if self._engine.one(_EXISTS, (self._namespace, lease_id)) is None:
-            raise NotFound(f'lease "{lease_id}"')
+            raise NotFound(f"lease {quote(lease_id)}")
         return await self._engine.scan(
             "SELECT type, id FROM lease_resources WHERE namespace=? AND lease=? ORDER BY type, id",
             (self._namespace, lease_id),
@@ -136,7 +136,7 @@ class Leases:
 
     def _require(self, tx: Transaction, lease_id: str) -> None:
         if tx.one(_EXISTS, (self._namespace, lease_id)) is None:
-            raise NotFound(f'lease "{lease_id}"')
+            raise NotFound(f"lease {quote(lease_id)}")
 
 
 def _generate() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cradled import identifiers
 from cradled.core.values import Labels
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, quote
 from cradled.events import topics
 from cradled.metadata import labels as marks
 from cradled.metadata.engine import Engine, Transaction
@@ -42,7 +42,7 @@ class Namespaces:
 
         def command(tx: Transaction) -> None:
             if not tx.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", row).rowcount:
-                raise AlreadyExists(f'namespace "{name}"')
+                raise AlreadyExists(f"namespace {quote(name)}")
             tx.emit(name, topics.namespace_created(name, labels))
 
         await self._engine.run(command)
@@ -56,7 +56,7 @@ class Namespaces:
         new = marks.clean(labels, "namespace.Labels")
         for path in fieldpaths:
             if not path.startswith("labels."):
-                raise InvalidArgument(f'cannot update "{path}" field', verbatim=True)
+                raise InvalidArgument(f"cannot update {quote(path)} field", verbatim=True)
 
         def command(tx: Transaction) -> None:
             row = tx.one("SELECT labels FROM namespaces WHERE name=?", (name,))
@@ -79,9 +79,9 @@ class Namespaces:
 
         def command(tx: Transaction) -> builtins.list[tuple[str, str]]:
             if not tx.one("SELECT 1 FROM namespaces WHERE name=?", (name,)):
-                raise NotFound(f'namespace "{name}"')
+                raise NotFound(f"namespace {quote(name)}")
             if left := _contents(tx, name):
-                text = f'namespace "{name}" must be empty, but it still has {", ".join(left)}'
+                text = f"namespace {quote(name)} must be empty, but it still has {', '.join(left)}"
                 raise FailedPrecondition(text)
             sql = "SELECT backend_ref, expected FROM ingests WHERE namespace=?"
             ingests: builtins.list[tuple[str, str]] = tx.execute(sql, (name,)).fetchall()
@@ -109,4 +109,4 @@ def _contents(tx: Transaction, name: str) -> list[str]:
     found = tx.execute(
         "SELECT DISTINCT snapshotter FROM snapshots WHERE namespace=? ORDER BY 1", (name,)
     )
-    return left + [f'snapshots on "{snapshotter}" snapshotter' for (snapshotter,) in found]
+    return left + [f"snapshots on {quote(snapshotter)} snapshotter" for (snapshotter,) in found]

@@ -12,7 +12,7 @@ from cradled import identifiers
 from cradled.convert import sandboxes as convert
 from cradled.core.sandboxes import Sandbox
 from cradled.core.scope import Scope
-from cradled.errors import AlreadyExists, InvalidArgument, NotFound
+from cradled.errors import AlreadyExists, InvalidArgument, NotFound, quote
 from cradled.metadata import graph
 from cradled.metadata import labels as marks
 from cradled.metadata.engine import Engine, Row, Transaction
@@ -57,7 +57,7 @@ class Sandboxes:
         def command(tx: Transaction) -> None:
             sql = "INSERT OR IGNORE INTO sandboxes VALUES (?, ?, ?, ?, ?)"
             if not tx.execute(sql, _row(self._namespace, made)).rowcount:
-                raise AlreadyExists(f'sandbox bucket "{made.id}" already exists')
+                raise AlreadyExists(f"sandbox bucket {quote(made.id)} already exists")
             self._touch(tx, made)
 
         await self._engine.run(command)
@@ -106,7 +106,7 @@ class Sandboxes:
         """In the original's words, which tell whether the namespace has sandboxes at all."""
         sql = "SELECT 1 FROM sandboxes WHERE namespace=? LIMIT 1"
         some = one(sql, (self._namespace,)) is not None
-        return NotFound(f'bucket "{id}" not found' if some else "no sandbox buckets")
+        return NotFound(f"bucket {quote(id)} not found" if some else "no sandbox buckets")
 
 
 def _row(namespace: str, sandbox: Sandbox) -> tuple[Any, ...]:
@@ -144,5 +144,5 @@ def _field_updated(old: Sandbox, new: Sandbox, path: str) -> Sandbox:
         return replace(old, extensions=extensions)
     labels = marks.masked(old.labels, new.labels, path)
     if labels is None:
-        raise InvalidArgument(f'cannot update "{path}" field on sandbox "{old.id}"')
+        raise InvalidArgument(f"cannot update {quote(path)} field on sandbox {quote(old.id)}")
     return replace(old, labels=labels)
