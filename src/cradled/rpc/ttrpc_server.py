@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BACKLOG = 4096  # a client that finds it full is refused, it does not wait
+
 
 class TtrpcServer:
     """The services of ``router``, on any number of listening sockets.
@@ -39,7 +41,8 @@ class TtrpcServer:
     async def serve(self, sock: socket.socket) -> None:
         """Accept on a listening unix socket, from now until ``stop``; returns at once."""
         loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_unix_server(self._accept, sock=sock))
+        server = await loop.create_unix_server(self._accept, sock=sock, backlog=_BACKLOG)
+        self._listeners.append(server)
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, give running calls ``grace`` seconds, then close all connections."""
@@ -96,6 +99,7 @@ class _Connection(aio.ServerConnection):
         if not method.server_streaming:
 
             async def answer(message: Message | Encoded) -> None:
+                await call.connection.drain()  # many that end at once go out one by one
                 call.respond(encode(message))
 
             await run(endpoint, context, await _requests(endpoint, call), answer)

@@ -8,7 +8,7 @@ from cradled import errors
 from cradled.linux import unix
 from cradled.shim import log
 from cradled.shim.codec import decode, encode
-from cradled.shim.loop import Closed
+from cradled.shim.loop import Closed, Lock
 from cradled.ttrpc.connection import SERVER, Connection, RequestReceived
 
 TYPE_CHECKING = False
@@ -115,7 +115,7 @@ class _Client:
         self._fd = fd
         self._server = server
         self._connection = Connection(SERVER)
-        self._writing = False
+        self._writing = Lock()
         self._closed = False
 
     async def serve(self) -> None:
@@ -137,6 +137,8 @@ class _Client:
             self._loop.close(self._fd)
 
     async def _call(self, request: RequestReceived) -> None:
+        async with self._writing:
+            pass  # while a client does not read its answers, no more are made
         code, message, payload = await self._server.answer(request)
         stream = request.stream_id
         if self._connection.is_open(stream):
@@ -144,17 +146,13 @@ class _Client:
             await self._flush()
 
     async def _flush(self) -> None:
-        """Write what is queued; one at a time does it."""
-        if self._writing:
-            return
-        self._writing = True
-        try:
-            while not self._closed and (data := self._connection.data_to_send()):
-                await self._loop.write(self._fd, data)
-        except (OSError, Closed):
-            pass  # the reader sees it as well
-        finally:
-            self._writing = False
+        """Write what is queued, one at a time; nothing is read from who does not read."""
+        async with self._writing:
+            try:
+                while not self._closed and (data := self._connection.data_to_send()):
+                    await self._loop.write(self._fd, data)
+            except (OSError, Closed):
+                pass  # the reader sees it as well
 
 
 def status(error: Exception) -> tuple[int, str]:

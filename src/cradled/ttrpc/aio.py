@@ -1,8 +1,9 @@
 """Async. ttrpc over asyncio: a client, and the server side of one connection.
 
 Payloads are bytes here; messages, services and errors belong to ``cradled.rpc``. Writing is
-bounded by the transport's high-water mark (``send`` waits, and a peer that does not read its
-replies is not read from); streamed messages that nobody takes stop the reading as well.
+bounded by the transport's high-water mark: ``send`` and ``call`` wait, and a server does not read
+from a client that does not read its replies (a client always reads, or both would wait for each
+other). Streamed messages that nobody takes stop the reading as well.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cradled.ttrpc.frames import REMOTE_OPEN
 
 # Bytes of streamed messages that may wait to be taken before reading stops.
 _HIGH_WATER = 1 << 20
+_OVERHEAD = 64  # of each of them: empty ones count too
 
 
 class ConnectionClosed(Exception):
@@ -42,6 +44,7 @@ class _Shell(asyncio.Protocol):
 
     def __init__(self, role: int) -> None:
         self.core = Connection(role)
+        self._serving = role == SERVER
         self.transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._closed = self._loop.create_future()
@@ -81,8 +84,9 @@ class _Shell(asyncio.Protocol):
                 self.transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until the peer has read enough of what was written."""
-        await self._writable.wait()
+        """Wait until the peer has read enough of what was written. Raises ConnectionClosed."""
+        while not self._writable.is_set():  # it may be full again when it is our turn
+            await self._writable.wait()
         if self.transport is None:
             raise ConnectionClosed
 
@@ -94,13 +98,13 @@ class _Shell(asyncio.Protocol):
         self._writable.set()
         self._pace()
 
-    def queued(self, size: int) -> None:
-        """Count bytes that wait to be taken (negative: were taken)."""
-        self._queued += size
+    def queued(self, messages: int, size: int) -> None:
+        """Count messages and their bytes that wait to be taken (negative: were taken)."""
+        self._queued += size + _OVERHEAD * messages
         self._pace()
 
     def _pace(self) -> None:
-        pause = self._queued > _HIGH_WATER or not self._writable.is_set()
+        pause = self._queued > _HIGH_WATER or (self._serving and not self._writable.is_set())
         if self.transport is None or self.transport.is_closing() or pause == self._paused:
             return
         self._paused = pause
@@ -136,7 +140,7 @@ class _Inbox:
 
     def put(self, payload: bytes) -> None:
         self._waiting.append(payload)
-        self._shell.queued(len(payload))
+        self._shell.queued(1, len(payload))
         self._arrived.set()
 
     def end(self, error: Exception | None = None) -> None:
@@ -146,7 +150,7 @@ class _Inbox:
 
     def discard(self) -> None:
         """Nobody takes what waits any more."""
-        self._shell.queued(-sum(map(len, self._waiting)))
+        self._shell.queued(-len(self._waiting), -sum(map(len, self._waiting)))
         self._waiting.clear()
 
     async def get(self) -> bytes | None:
@@ -159,7 +163,7 @@ class _Inbox:
             self._arrived.clear()
             await self._arrived.wait()
         payload = self._waiting.popleft()
-        self._shell.queued(-len(payload))
+        self._shell.queued(-1, -len(payload))
         return payload
 
 
@@ -185,20 +189,19 @@ class Client(_Shell):
         Raises ConnectionClosed, TimeoutError after ``timeout`` seconds, LocalError for a request
         over the limit.
         """
-        if self.transport is None:
-            raise ConnectionClosed
-        stream_id = self.core.send_request(
-            service, method, payload, timeout_nano=_nanoseconds(timeout), metadata=metadata
-        )
-        answer: asyncio.Future[Response] = self._loop.create_future()
-        self._calls[stream_id] = answer
-        self.flush()
-        try:
-            async with asyncio.timeout(timeout):
+        async with asyncio.timeout(timeout):
+            await self.drain()
+            stream_id = self.core.send_request(
+                service, method, payload, timeout_nano=_nanoseconds(timeout), metadata=metadata
+            )
+            answer: asyncio.Future[Response] = self._loop.create_future()
+            self._calls[stream_id] = answer
+            self.flush()
+            try:
                 return await answer
-        finally:
-            del self._calls[stream_id]
-            self.core.forget(stream_id)
+            finally:
+                del self._calls[stream_id]
+                self.core.forget(stream_id)
 
     def open(
         self,

@@ -48,7 +48,7 @@ class Client:
     ) -> Response:
         """Make a unary call; the response may carry an error code.
 
-        Raises ConnectionError when the server has gone, TimeoutError after ``timeout`` seconds,
+        Raises ConnectionError when the server has gone or breaks the protocol, TimeoutError after ``timeout`` seconds,
         LocalError for a request over the limit.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -64,8 +64,11 @@ class Client:
             if not data:
                 raise ConnectionError("ttrpc: closed")
             for event in self._core.receive_data(data):
-                if isinstance(event, ResponseReceived) and event.stream_id == stream_id:
+                if event.stream_id != stream_id:
+                    continue
+                if isinstance(event, ResponseReceived):
                     return Response(event.payload, event.code, event.message)
+                raise ConnectionError("ttrpc: data where a response belongs")
 
     def close(self) -> None:
         self._socket.close()

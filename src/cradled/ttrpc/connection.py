@@ -4,6 +4,10 @@ Bytes from the peer go into ``receive_data``, which returns events; ``send_*`` q
 ``data_to_send`` hands over what is queued. What a peer does wrong never raises: it becomes a reply
 or ends a stream. ``LocalError`` is raised for wrong use by our own side.
 
+What a client can make a server hold is bounded: by ``MAX_OPEN`` calls that have not ended, and
+``MAX_OPEN_BYTES`` of their requests. Calls beyond are refused. (How much is queued to be sent, and
+how much streamed data waits, is for the shell to bound: it stops reading.)
+
 A stream is open from its request to its response or, where results are streamed, to the last data
 frame. A call's kind is told by the request's flags: 0 is unary; ``REMOTE_CLOSED`` and
 ``REMOTE_OPEN`` are streaming, with and without the client's side finished. A unary or
@@ -48,7 +52,13 @@ INVALID_ARGUMENT = 3
 RESOURCE_EXHAUSTED = 8
 INTERNAL = 13
 
+MAX_OPEN = 1 << 14
+MAX_OPEN_BYTES = 64 << 20
+
 _LAST_STREAM_ID = 0xFFFFFFFF
+
+# All smaller requests together are small.
+_WORTH_COUNTING = 4096
 
 # Which sides of an open stream may still send.
 _LOCAL, _REMOTE = 1, 2
@@ -114,13 +124,15 @@ if TYPE_CHECKING:
 class Connection:
     """One side of a connection; ``role`` is ``CLIENT`` or ``SERVER``."""
 
-    __slots__ = ("_last_id", "_out", "_reader", "_role", "_streams")
+    __slots__ = ("_held", "_last_id", "_out", "_reader", "_role", "_sizes", "_streams")
 
     def __init__(self, role: int) -> None:
         self._role = role
         self._reader = FrameReader()
         self._out: list[bytes] = []
         self._streams: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}  # of requests, where they are worth counting
+        self._held = 0
         self._last_id = -1 if role == CLIENT else 0
 
     @property
@@ -188,7 +200,7 @@ class Connection:
         self, stream_id: int, payload: bytes = b"", *, code: int = OK, message: str = ""
     ) -> None:
         """End a call. A payload over the limit is answered RESOURCE_EXHAUSTED instead."""
-        if self._streams.pop(stream_id, None) is None or self._role != SERVER:
+        if not self._end(stream_id) or self._role != SERVER:
             raise LocalError(f"no open call {stream_id}")
         self._respond(stream_id, Response(payload, code, message))
 
@@ -213,10 +225,16 @@ class Connection:
 
     # Inside
 
+    def _end(self, stream_id: int) -> bool:
+        """Forget a stream; whether there was one."""
+        if self._sizes:
+            self._held -= self._sizes.pop(stream_id, 0)
+        return self._streams.pop(stream_id, None) is not None
+
     def _finish_local(self, stream_id: int) -> None:
         # A server's last word ends the call even if the client has more to say.
         if self._role == SERVER:
-            del self._streams[stream_id]
+            self._end(stream_id)
         else:
             self._streams[stream_id] &= ~_LOCAL
 
@@ -229,7 +247,7 @@ class Connection:
     def _refuse(self, stream_id: int, code: int, message: str) -> Event | None:
         """Answer a violation; the handler of a call it belongs to is told."""
         self._respond(stream_id, Response(b"", code, message))
-        if self._streams.pop(stream_id, None) is None:
+        if not self._end(stream_id):
             return None
         return StreamAborted(stream_id, code, message)
 
@@ -256,6 +274,11 @@ class Connection:
         except ValueError as error:
             text = f"unmarshal request error: {error}"
             return self._refuse(stream_id, INVALID_ARGUMENT, text)
+        if len(self._streams) >= MAX_OPEN or self._held + len(data) > MAX_OPEN_BYTES:
+            return self._refuse(stream_id, RESOURCE_EXHAUSTED, "too many calls at once")
+        if len(data) >= _WORTH_COUNTING:
+            self._sizes[stream_id] = len(data)
+            self._held += len(data)
         self._streams[stream_id] = _LOCAL | _REMOTE if flags & REMOTE_OPEN else _LOCAL
         return RequestReceived(stream_id, flags, request)
 
