@@ -34,7 +34,7 @@ from cradled.http2.frames import (
     Setting,
 )
 from cradled.http2.hpack import Field
-from cradled.http2.limits import FRAME_SIZE
+from cradled.http2.limits import FRAME_SIZE, HEADERS_LIMIT
 from cradled.http2.receiver import CONNECTION_WINDOW, STREAM_WINDOW, Handler, Receiver
 from cradled.http2.streams import Buffer, Event, GoneAway, Stream, StreamReset
 
@@ -154,7 +154,7 @@ class Connection(Receiver):
         values = [
             (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW),
             (Setting.MAX_FRAME_SIZE, FRAME_SIZE),
-            (Setting.MAX_HEADER_LIST_SIZE, self.headers_limit),
+            (Setting.MAX_HEADER_LIST_SIZE, HEADERS_LIMIT),
         ]
         if not self.server:
             values.insert(0, (Setting.ENABLE_PUSH, 0))

@@ -14,11 +14,10 @@ from collections.abc import Callable
 from cradled.http2.frames import ErrorCode, RemoteProtocolError
 
 FRAME_SIZE = 1 << 20  # the largest frame we take; only DATA may be larger than the next
-CONTROL_SIZE = 64 << 10  # of a frame that is handled whole
-BLOCK_SIZE = 64 << 10  # of a header block, encoded
+CONTROL_SIZE = 128 << 10  # of a frame that is handled whole
+BLOCK_SIZE = 128 << 10  # of a header block, encoded
 MAX_CONTINUATIONS = 256
-HEADERS_LIMIT = 16 << 10  # of a list of fields that a client sends
-HEADERS_LIMIT_CLIENT = 64 << 10  # that a server sends: texts of errors are long
+HEADERS_LIMIT = 64 << 10  # of a list of fields; a longer one costs its stream
 MAX_STREAMS = 1 << 15  # that a client has open; we do not say so, more are refused
 UNREAD = 64 << 20  # bytes of data that handlers have yet to read, of all streams of a client
 

@@ -65,8 +65,7 @@ class Receiver:
         self.more = False  # call ``receive(b"")`` soon: there are more frames at hand
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent_end)
-        self.headers_limit = limits.HEADERS_LIMIT if server else limits.HEADERS_LIMIT_CLIENT
-        self._decoder = hpack.Decoder(interpret, self.headers_limit)
+        self._decoder = hpack.Decoder(interpret, limits.HEADERS_LIMIT)
         self._rest = b""  # received and not parsed: a part of a frame
         self.data_left = 0  # of the DATA frame that is being received
         self.data_stream: Stream | None = None

@@ -607,9 +607,9 @@ GREETED_ERRORS = {
     "bad hpack": (request(block=b"\x80"), "COMPRESSION_ERROR"),
     "long ping": (frame(PING, 0, 0, bytes(CONTROL_SIZE + 1)), "FRAME_SIZE_ERROR"),
     "long headers": (request(block=bytes(CONTROL_SIZE + 1)), "ENHANCE_YOUR_CALM"),
-    "long settings": (frame(SETTINGS, 0, 0, bytes(6 * 20_000)), "ENHANCE_YOUR_CALM"),
+    "long settings": (frame(SETTINGS, 0, 0, bytes(6 * 30_000)), "ENHANCE_YOUR_CALM"),
     "endless block": (
-        frame(HEADERS, 0, 1, BLOCK) + frame(CONTINUATION, 0, 1, bytes(16_000)) * 5,
+        frame(HEADERS, 0, 1, BLOCK) + frame(CONTINUATION, 0, 1, bytes(16_000)) * 9,
         "ENHANCE_YOUR_CALM",
     ),
     "endless empty continuations": (
@@ -635,7 +635,7 @@ def test_errors_of_the_connection(name, cut):
 STREAM_ERRORS = {
     "many trailers": (
         request(flags=END_HEADERS)
-        + request(block=b"\x40\x01a\x7f\xa1\x1e" + bytes(4000) + b"\xbe" * 100),
+        + request(block=b"\x40\x01a\x7f\xa1\x1e" + bytes(4000) + b"\xbe" * 20),
         "FRAME_SIZE_ERROR",
     ),
     "data after the end": (request() + frame(DATA, 0, 1, b"x"), "STREAM_CLOSED"),

@@ -150,7 +150,7 @@ FLOODS = {
         text="too many CONTINUATION frames",
     ),
     "header lists over the limit": Flood(
-        lambda i: headers(i, block=b"\xbe" * 10),
+        lambda i: headers(i, block=b"\xbe" * 20),
         headers(1, block=b"\x40\x01a" + hpack._encode_integer(4000, 0x7F, 0) + bytes(4000)),
         cost=1000,
         text="too many header lists over the limit",
@@ -380,7 +380,7 @@ def test_a_block_that_never_ends():
 def test_a_header_list_over_the_limit_costs_its_stream_only():
     server = Server()
     assert len(server.hear(headers(1, END_HEADERS))) == 1
-    large = hpack.encode([(b"a", b"\xff" * 15_000), (b"b", b"\xff" * 15_000)])
+    large = hpack.encode([(b"a", b"\xff" * 40_000), (b"b", b"\xff" * 40_000)])
     assert server.hear(headers(3, block=large)) == []
     (reset,) = [f for f in parse(server.read()) if f[0] == RST_STREAM]
     assert reset[2:] == (3, int(ErrorCode.FRAME_SIZE_ERROR).to_bytes(4, "big"))
