@@ -404,7 +404,7 @@ async def _introspection(context: InitContext) -> Served:
 
 async def _reflection(context: InitContext) -> Served:
     """Tells, when it is asked, what all plugins serve."""
-    from cradled.api import reflection_pb2, reflection_v1alpha_pb2
+    from cradled.daemon import late
 
     def make() -> Any:
         from cradled.services.reflection import ReflectionService
@@ -418,10 +418,10 @@ async def _reflection(context: InitContext) -> Served:
             )
         )
 
-    late = Late(make)
+    service = Late(make)
     return [
-        (reflection_pb2.ServerReflection, late),
-        (reflection_v1alpha_pb2.ServerReflection, late),
+        (late.reflection("v1", "reflection_pb2"), service),
+        (late.reflection("v1alpha", "reflection_v1alpha_pb2"), service),
     ]
 
 

@@ -1,15 +1,17 @@
 """Pure. Services that are made, and their modules imported, by the first call that needs them.
 
 The first call of a service pays for its import, the start of the daemon does not: what nobody asks
-for costs neither time nor memory.
+for costs neither time nor memory. Of services that hardly anybody calls, not even the messages are
+there before.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from cradled.api.pool import Service
+from cradled.api.pool import Method, Service
 from cradled.errors import Unimplemented
 from cradled.plugin.types import Late
 from cradled.rpc.call import Call
@@ -21,6 +23,26 @@ def add(router: Router, service: Service, implementation: object) -> None:
     if isinstance(implementation, Late):
         implementation = _LateService(service, implementation)
     router.add(service, implementation)
+
+
+def reflection(version: str, module: str) -> Service:
+    """The table of a version of server reflection, which few ask for, without its messages."""
+    name = f"grpc.reflection.{version}.ServerReflection"
+    rpc = "ServerReflectionInfo"
+    request = _LateMessage(module, "ServerReflectionRequest")
+    response = _LateMessage(module, "ServerReflectionResponse")
+    return Service(name, {rpc: Method(rpc, f"/{name}/{rpc}", request, response, True, True)})
+
+
+class _LateMessage(NamedTuple):
+    """Stands for the class of a message; its module is imported when the first one comes."""
+
+    module: str
+    name: str
+
+    def __getattr__(self, attribute: str) -> Any:
+        module = importlib.import_module(f"cradled.api.{self.module}")
+        return getattr(getattr(module, self.name), attribute)
 
 
 class _LateService:
