@@ -35,6 +35,7 @@ _COMMANDS = {
     "rmi": ("images", "Remove names of images."),
     "events": ("system", "Show what happens, as it happens."),
     "trace": ("trace", "Show what the daemon did last, step by step."),
+    "doctor": ("doctor", "Check whether this host can run containers."),
     "version": ("system", "Show the versions of client and server."),
     "daemon": ("system", "Run a daemon in the foreground."),
 }
@@ -85,6 +86,14 @@ class App:
 
 class Command(click.Command):
     """A command that takes the global options behind its name too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _global_options()
+
+
+class Group(click.Group):
+    """Commands under a name of their own; takes the global options behind that name too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cradled.client.processes import Result
     from cradled.client.traces import Trace
     from cradled.core.images import Image
-    from cradled.proxies.introspection import ProxyIntrospection, Server, Version
+    from cradled.proxies.introspection import Plugin, ProxyIntrospection, Server, Version
     from cradled.proxies.namespaces import ProxyNamespaces
 
 NAMESPACE = "default"
@@ -87,6 +87,10 @@ class Client:
 
     async def server(self) -> Server:
         return await self._introspection.server()
+
+    async def plugins(self) -> list[Plugin]:
+        """What the server is made of, with what failed and what it is not configured to have."""
+        return await self._introspection.plugins()
 
     async def trace(
         self, *, last: int = 10, slowest: bool = False, single: bool = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cradled.cli import output
-from cradled.cli.app import App, Command
+from cradled.cli.app import App, Command, Group
 
 if TYPE_CHECKING:
     from cradled.client import Client
@@ -20,7 +20,7 @@ _BAR = 32
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
-@click.group("trace")
+@click.group("trace", cls=Group)
 def trace() -> None:
     """Show what the daemon did last, step by step."""
 
