@@ -75,7 +75,7 @@ def configure(args: arguments.Arguments) -> tuple[Config, list[Problem]]:
     config, problems = config_file.load(
         args.config or DEFAULT_PATH,
         must_exist=bool(args.config),
-        known=builtins.known(),
+        known=builtins.known,
         strict=args.strict,
     )
     root = os.path.abspath(args.root or config.root)

@@ -109,7 +109,10 @@ def with_address(config: Config, address: str) -> Config:
 
 def known() -> Known:
     """What configuration files can say to our plugins."""
-    return Known({r.uri: r.config for r in REGISTRATIONS}, sections.INERT)
+    from cradled.daemon import config_inert
+
+    ours = {registration.uri: registration.config for registration in REGISTRATIONS}
+    return Known({**ours, **config_inert.SECTIONS}, config_inert.REASONS)
 
 
 async def _content(context: InitContext) -> Any:
@@ -500,13 +503,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(*_DEPRECATIONS, init=_deprecations),
     Registration(*_WALKING, (t.METADATA, t.FORKED), init=_walking, has_platform=True),
     Registration(*_SHIMS, (t.EVENT, t.METADATA, t.FORKED), _shims, sections.ShimManager),
-    Registration(
-        *_TASKS,
-        (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL),
-        init=_tasks,
-        config=sections.Tasks,
-        has_platform=True,
-    ),
+    Registration(*_TASKS, (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL), init=_tasks, has_platform=True),
     Registration(*_STREAMS, (t.METADATA,), init=_streams),
     Registration(
         *_TRANSFERS,
@@ -521,20 +518,15 @@ REGISTRATIONS: tuple[Registration, ...] = (
     TCP_SERVER,
     DEBUG_SERVER,
     GRPC_METRICS,
-    Registration(t.TRACING, "otlp", init=_otlp, config=sections.Otlp),
-    Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_tracing, config=sections.Tracing),
+    Registration(t.TRACING, "otlp", init=_otlp),
+    Registration(t.INTERNAL, "tracing", (t.TRACING,), init=_tracing),
     _service("containers", t.EVENT, t.METADATA),
     _service("content", t.METADATA),
     _service("images", t.METADATA, t.GC, t.WARNING),
     _service("introspection", t.WARNING),
     _service("namespaces", t.EVENT, t.METADATA),
     _service("snapshots", t.METADATA),
-    Registration(
-        t.SERVICE,
-        "tasks-service",
-        (t.EVENT, t.RUNTIME, t.METADATA, t.TASK_MONITOR, t.WARNING),
-        config=sections.TasksService,
-    ),
+    _service("tasks", t.EVENT, t.RUNTIME, t.METADATA, t.TASK_MONITOR, t.WARNING),
     Registration(*_DIFFERS, (t.METADATA, t.DIFFER), init=_differs, config=sections.Diff),
     _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
     _served("content", ".convert.blobs:SERVED", "content:ContentService", _DB),

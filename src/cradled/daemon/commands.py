@@ -15,13 +15,13 @@ PUBLISH_SECONDS = 30.0
 
 def default() -> int:
     """Print the built-in configuration."""
-    print(config_text.full(Config(), builtins.REGISTRATIONS), end="")
+    print(config_text.full(Config(), builtins.known().sections), end="")
     return 0
 
 
 def dump(config: Config) -> int:
     """Print the configuration in force."""
-    print(config_text.full(config, builtins.REGISTRATIONS), end="")
+    print(config_text.full(config, builtins.known().sections), end="")
     return 0
 
 
@@ -35,7 +35,7 @@ def migrate_file(args: Arguments) -> int:
 def check(args: Arguments) -> int:
     """Print every problem of a file and its imports; 1 if the daemon would not start with it."""
     path = args.config or DEFAULT_PATH
-    _, problems = config_file.examine(path, must_exist=True, known=builtins.known())
+    _, problems = config_file.examine(path, must_exist=True, known=builtins.known)
     for problem in problems:
         print(problem)
     return int(bool(config_file.fatal(problems, args.strict)))

@@ -121,9 +121,10 @@ class Config(NamedTuple):
 
     def section(self, registration: Registration) -> Any:
         """The configuration object of a plugin. Raises ConfigError for what cannot be used."""
-        if registration.config is None:
+        cls, table = registration.config, self.plugins.get(registration.uri)
+        if cls is None:
             return None
-        return build(registration.config, self.plugins.get(registration.uri, {}), registration.uri)
+        return cls() if table is None else build(cls, table, registration.uri)
 
     def timeout(self, name: str) -> float:
         """Seconds for what is called ``io.containerd.timeout.<name>``; 0 is no limit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cradled.daemon.config import (
@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
 
 def load(
-    path: str, *, must_exist: bool, known: Known, strict: bool = False
+    path: str, *, must_exist: bool, known: Callable[[], Known], strict: bool = False
 ) -> tuple[Config, list[Problem]]:
     """The configuration of a file and its imports, and what is to be said about them.
 
@@ -56,8 +56,13 @@ def fatal(problems: Sequence[Problem], strict: bool) -> list[Problem]:
     return [problem for problem in problems if problem.level in levels]
 
 
-def examine(path: str, *, must_exist: bool, known: Known) -> tuple[Config, list[Problem]]:
-    """The configuration so far as it can be used, and every problem at once."""
+def examine(
+    path: str, *, must_exist: bool, known: Callable[[], Known]
+) -> tuple[Config, list[Problem]]:
+    """The configuration so far as it can be used, and every problem at once.
+
+    ``known`` is only asked where there is a file.
+    """
     problems: list[Problem] = []
     sources = _read(path, must_exist, problems)
     if not sources:
@@ -77,7 +82,7 @@ def examine(path: str, *, must_exist: bool, known: Known) -> tuple[Config, list[
         except ConfigError as error:
             problems.append(config_check.Problem("error", str(error), file=source.path))
             continue
-        for problem in config_check.problems(lifted, *known):
+        for problem in config_check.problems(lifted, *known()):
             line = config_check.line_of(source.text, problem.path)
             problems.append(problem._replace(file=source.path, line=line))
         _merge(merged, lifted)

@@ -10,18 +10,17 @@ import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cradled.daemon.config import VERSION, Config, Table
-from cradled.plugin.types import Registration
+from cradled.daemon.config import VERSION, Config, Table, build
 
 
-def full(config: Config, registrations: Iterable[Registration]) -> str:
-    """The whole configuration, with all keys of the plugins we have."""
+def full(config: Config, sections: Mapping[str, type[Any] | None]) -> str:
+    """The whole configuration; ``sections`` has the class of each plugin's section."""
     tables: Table = {"version": VERSION, **_plain(config)}
     plugins: Table = dict(tables["plugins"])
-    for registration in registrations:
-        if registration.config is not None:
-            known = _plain(config.section(registration))
-            plugins[registration.uri] = {**plugins.get(registration.uri, {}), **known}
+    for uri, cls in sections.items():
+        if cls is not None:
+            table = plugins.get(uri, {})
+            plugins[uri] = {**table, **_plain(build(cls, table, uri))}
     tables["plugins"] = plugins
     return text(tables)
 

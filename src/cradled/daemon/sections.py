@@ -6,18 +6,13 @@ cost a tenth of a dataclass at the start.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cradled.daemon.config import DEFAULT_ADDRESS
 from cradled.daemon.durations import Duration
-from cradled.plugin import types as t
 
 MESSAGE_BYTES = 16 << 20
-
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "i686": "386"}
-_PLATFORM = f"linux/{_ARCHITECTURES.get(os.uname().machine, os.uname().machine)}"
 
 
 class GrpcServer(NamedTuple):
@@ -132,15 +127,6 @@ class Diff(NamedTuple):
     sync_fs: bool = False
 
 
-class Tasks(NamedTuple):
-    platforms: tuple[str, ...] = (_PLATFORM,)
-
-
-class TasksService(NamedTuple):
-    blockio_config_file: str = ""
-    rdt_config_file: str = ""
-
-
 class Transfer(NamedTuple):
     """``max_concurrent_unpacks``: layers of one image at once; 0: as many as there are cores."""
 
@@ -153,17 +139,6 @@ class Transfer(NamedTuple):
     unpack_config: tuple[Mapping[str, Any], ...] = ()
 
 
-class Otlp(NamedTuple):
-    endpoint: str = ""
-    protocol: str = ""
-    insecure: bool = False
-
-
-class Tracing(NamedTuple):
-    sampling_ratio: float = 0.0
-    service_name: str = ""
-
-
 class PolicyFile(NamedTuple):
     """``path``: the file with the rules; empty: none."""
 
@@ -174,32 +149,3 @@ class PolicyPython(NamedTuple):
     """``entry_point``: a name in the group ``cradled.policies``; empty: none."""
 
     entry_point: str = ""
-
-
-_FROM_ENVIRONMENT = "tracing is configured by the environment (OTEL_*)"
-_NOT_PULLED = "this daemon does not pull and push images yet"
-
-INERT: Mapping[str, Mapping[str, str]] = {
-    "proxy_plugins": {"*": "this daemon does not use plugins of other processes yet"},
-    "timeouts": {
-        "io.containerd.timeout.bolt.open": "who has root has the database",
-        "io.containerd.timeout.cri.defercleanup": "this daemon has no CRI yet",
-    },
-    f"{t.SNAPSHOTTER}.overlayfs": {"slow_chown": "this snapshotter does not remap owners"},
-    f"{t.RUNTIME}.task": {"platforms": "tasks are of the host's own platform"},
-    f"{t.SERVICE}.tasks-service": {
-        "blockio_config_file": "tasks get no block I/O classes",
-        "rdt_config_file": "tasks get no RDT classes",
-    },
-    f"{t.TRANSFER}.local": {
-        "max_concurrent_downloads": _NOT_PULLED,
-        "concurrent_layer_fetch_buffer": _NOT_PULLED,
-        "max_concurrent_uploaded_layers": _NOT_PULLED,
-        "check_platform_supported": _NOT_PULLED,
-        "config_path": _NOT_PULLED,
-        "unpack_config": "images are unpacked for whatever snapshotter a request names",
-    },
-    f"{t.TRACING}.otlp": dict.fromkeys(Otlp._fields, _FROM_ENVIRONMENT),
-    f"{t.INTERNAL}.tracing": dict.fromkeys(Tracing._fields, _FROM_ENVIRONMENT),
-}
-"""Why some keys that are known change nothing, by plugin (or table) and key; ``*`` is any."""

@@ -20,7 +20,7 @@ from cradled.daemon.spelling import nearest
 from cradled.plugin import types as t
 
 SCHEDULER = "io.containerd.gc.v1.scheduler"
-KNOWN = builtins.known()
+KNOWN = builtins.known
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_keys_without_effect_are_noted_where_they_ask_for_something() -> None:
 
 
 def test_defaults_say_nothing(directory: Path) -> None:
-    read(directory, config_text.full(Config(), builtins.REGISTRATIONS))
+    read(directory, config_text.full(Config(), builtins.known().sections))
 
 
 def test_what_has_no_effect_is_a_key_that_is_there() -> None:
@@ -267,11 +267,11 @@ def test_written_configuration_reads_back(directory: Path) -> None:
         required_plugins=("a", "b"),
         plugins={"other.one": {"nested": {"x y": [1, True]}, "f": 0.5, "list": [{"a": 1}]}},
     )
-    text = config_text.full(config, builtins.REGISTRATIONS)
+    text = config_text.full(config, builtins.known().sections)
     again = read(directory, text)
     assert again.root == config.root
     assert again.plugins["other.one"] == config.plugins["other.one"]
-    assert config_text.full(again, builtins.REGISTRATIONS) == text
+    assert config_text.full(again, builtins.known().sections) == text
     assert tomllib.loads(text)["version"] == 4
 
 
@@ -281,7 +281,7 @@ def test_times_are_written_as_they_were(directory: Path) -> None:
 
 
 def test_default_configuration_has_a_section_for_every_plugin_with_keys() -> None:
-    tables = tomllib.loads(config_text.full(Config(), builtins.REGISTRATIONS))["plugins"]
+    tables = tomllib.loads(config_text.full(Config(), builtins.known().sections))["plugins"]
     wanted = {r.uri for r in builtins.REGISTRATIONS if r.config is not None}
     assert wanted <= tables.keys()
 

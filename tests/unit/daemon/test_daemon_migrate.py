@@ -158,5 +158,5 @@ def test_migrating_twice_changes_nothing(version: int) -> None:
 
 
 def test_the_default_is_its_own_migration() -> None:
-    text = config_text.full(Config(), builtins.REGISTRATIONS)
+    text = config_text.full(Config(), builtins.known().sections)
     assert config_text.text(lift(tomllib.loads(text))) == text
