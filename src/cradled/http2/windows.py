@@ -2,12 +2,11 @@
 
 Frames that are not DATA go out in the order they were made. DATA goes out at once where it is
 small and both windows (stream, connection) have room; else it waits in its stream's queue, and
-the streams that may send take turns of at most ``TURN`` bytes whenever ``take`` is called.
-Headers of a stream never overtake its queued data. The state of a stream with a queue:
+the streams that may send take turns of at most ``TURN`` bytes whenever ``take`` is called. When the
+connection's window is small, turns are shorter. Headers of a stream never overtake its queued data.
 
-    scheduled, in _ready      may send
-    scheduled, in _starved    waits for the connection's window
-    not scheduled             waits for its own window
+A queue begins with data, which is not empty. The stream is ``scheduled``, and in ``_ready``, if its
+own window allows to send some of it; the connection's window holds up all of them alike.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from cradled.http2.frames import DATA, END_STREAM, HEAD, HEADERS
 from cradled.http2.streams import Buffer, Stream
 
 TURN = 1 << 16
+_LEAST_TURN = 1 << 14
 LOW = 1 << 16  # a stream with fewer bytes queued is worth more data
 _WORTH = 1 << 10  # bytes; for less, of what waits, a peer that opened its window gets no thanks
 _HEADERS_FLAGS = frames.END_HEADERS
@@ -40,11 +40,10 @@ class Outbox:
         self.table_update = b""  # due at the head of the next header block
         self._frames: list[Buffer] = []
         self._ready: deque[Stream] = deque()
-        self._starved: list[Stream] = []
 
     def __bool__(self) -> bool:
         """There is something to take."""
-        return bool(self._frames or self._ready)
+        return bool(self._frames or (self._ready and self.window > 0))
 
     def control(self, frame: bytes) -> None:
         """Send a frame that no window holds back."""
@@ -62,7 +61,7 @@ class Outbox:
     def data(self, stream: Stream, data: Buffer, end: bool) -> None:
         """Send data, now or when there is room."""
         size = len(data)
-        if not stream.queue and self._fits(stream, size):
+        if not stream.queue and (not size or self._fits(stream, size)):
             self._frames.append(HEAD.pack(size << 8, END_STREAM if end else 0, stream.id))
             self._frames.append(data)
             self.window -= size
@@ -124,9 +123,6 @@ class Outbox:
     def grow(self, increment: int) -> None:
         """The connection's window has grown."""
         self.window += increment
-        if self._starved and self.window > 0:
-            self._ready.extend(self._starved)
-            self._starved.clear()
 
     def grow_stream(self, stream: Stream, increment: int) -> None:
         """A stream's window has grown, or shrunk."""
@@ -137,9 +133,10 @@ class Outbox:
     def take(self, limit: int) -> list[Buffer]:
         """What is to be written now: all control frames, and data up to about ``limit`` bytes."""
         out, self._frames = self._frames, []
-        while self._ready and limit > 0:
-            stream = self._ready.popleft()
-            limit -= self._turn(stream, min(limit, TURN), out)
+        ready = self._ready
+        while ready and limit > 0 and self.window > 0:
+            share = max(_LEAST_TURN, self.window // len(ready))
+            limit -= self._turn(ready.popleft(), min(limit, TURN, share), out)
         return out
 
     def _header_frames(self, stream: Stream, block: bytes, end: bool) -> bytes:
@@ -173,7 +170,10 @@ class Outbox:
                 continue
             size = max(0, min(len(payload), left, self.window, stream.send_window))
             if not size and len(payload):
-                self._suspend(stream, left)
+                if stream.send_window > 0:
+                    self._ready.append(stream)
+                else:
+                    stream.scheduled = False
                 break
             whole = size == len(payload)
             self._append_data(stream, payload[:size], end and whole, out)
@@ -187,14 +187,6 @@ class Outbox:
         if stream.queued <= LOW:
             _tell_drained(stream)
         return budget - left
-
-    def _suspend(self, stream: Stream, left: int) -> None:
-        if stream.send_window <= 0:
-            stream.scheduled = False
-        elif self.window <= 0:
-            self._starved.append(stream)
-        else:
-            self._ready.append(stream)
 
     def _append_data(self, stream: Stream, data: Buffer, end: bool, out: list[Buffer]) -> None:
         size, step, stream_id = len(data), self.frame_size, stream.id

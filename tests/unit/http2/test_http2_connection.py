@@ -39,6 +39,7 @@ from cradled.http2.frames import (
 )
 from cradled.http2.limits import CONTROL_SIZE, HEADERS_LIMIT
 from cradled.http2.streams import DataReceived, GoneAway, HeadersReceived, StreamReset
+from cradled.http2.windows import Outbox
 
 KIB, MIB = 1 << 10, 1 << 20
 REQUEST = [(b":method", b"POST"), (b":path", b"/a.B/C"), (b"key", b"value")]
@@ -433,7 +434,7 @@ def test_data_waits_for_windows_and_takes_turns():
     server.send_headers(three, b"\x88", end=True)  # waits behind the data
     out = parse(sent(server))
     assert sum(len(payload) for *_, payload in out) == 65535
-    assert {stream_id for *_, stream_id, _ in out} == {1}
+    assert {stream_id for *_, stream_id, _ in out} == {1, 3}
     assert one.queued + three.queued == 2 * MIB - 65535
 
     hear(server, window_update(0, 200_000))
@@ -448,6 +449,38 @@ def test_data_waits_for_windows_and_takes_turns():
     ends = [(kind, stream_id) for kind, flags, stream_id, _ in out if flags & END_STREAM]
     assert sorted(ends) == [(DATA, 1), (HEADERS, 3)]
     assert not server.streams
+
+
+@pytest.mark.parametrize("increment", [1000, 10_000, 65_535, 300_000])
+def test_a_small_window_of_the_connection_is_shared(increment):
+    """However little the peer lets through at a time, no stream gets it all."""
+    server = greeted()
+    hear(server, frames.settings([(4, MIB)]) + b"".join(request(i) for i in (1, 3, 5, 7)))
+    for stream in server.streams.values():
+        server.send_data(stream, bytes(800_000))
+    got = dict.fromkeys((1, 3, 5, 7), 0)
+    while sum(got.values()) < 1_600_000:
+        for kind, _, stream_id, payload in parse(sent(server)):
+            if kind == DATA:
+                got[stream_id] += len(payload)
+        assert max(got.values()) - min(got.values()) <= 2 * 65_536
+        hear(server, window_update(0, increment))
+
+
+def test_what_cannot_be_sent_costs_nothing(monkeypatch):
+    """A peer with very many streams opens the window a little: only those that send are touched."""
+    server = greeted()
+    hear(server, b"".join(request(2 * i + 1) for i in range(2000)))
+    for stream in server.streams.values():
+        server.send_data(stream, bytes(1000))
+    sent(server)
+    turns = []
+    turn = Outbox._turn
+    monkeypatch.setattr(Outbox, "_turn", lambda *args: turns.append(1) or turn(*args))
+    for _ in range(100):
+        hear(server, window_update(0, 100))
+        sent(server)
+    assert len(turns) <= 200
 
 
 def test_a_small_answer_overtakes_large_ones():
