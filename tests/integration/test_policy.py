@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from harness.daemon import Daemon, rows, wait_until
+
+import cradled
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -186,3 +189,17 @@ def test_no_policy_without_one(world: World) -> None:
         ["file", "-", "skip"],
         ["python", "-", "skip"],
     ]
+
+
+async def test_our_client_reads_and_filters_denials(world: World) -> None:
+    world.start()
+    denied(world.as_user("containers", "ls", namespace="secret"))
+    async with cradled.connect(str(world.daemon.socket)) as client:
+        events = client.events('topic=="/policy/denied",event.rule=="not theirs"')
+        first = asyncio.ensure_future(anext(events))
+        while not first.done():
+            await asyncio.to_thread(world.as_user, "snapshots", "ls", namespace="none")
+            await asyncio.to_thread(world.as_user, "containers", "ls", namespace="secret")
+        event = await first
+        await events.aclose()
+    assert (event.namespace, event.fields["uid"]) == ("secret", str(USER))

@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 
 from cradled import identifiers
+from cradled.convert import structs
 from cradled.core.access import Access, Policy, Verdict
 from cradled.core.events import Envelope, Publisher
-from cradled.core.values import AnyValue
 from cradled.daemon import config_file, policy_rules
 from cradled.daemon.config import ConfigError
 from cradled.errors import InvalidArgument
@@ -110,14 +110,10 @@ def _facts(access: Access, verdict: Verdict) -> dict[str, str]:
 
 def _event(access: Access, verdict: Verdict) -> Envelope:
     """A denial as a ``google.protobuf.Struct`` of texts: clients can print it as it is."""
-    from google.protobuf.struct_pb2 import Struct
-
     namespace = access.namespace
     try:
         identifiers.validate(namespace)
     except InvalidArgument:
         namespace = DENIED_NAMESPACE
-    message = Struct()
-    message.update(_facts(access, verdict))
-    event = AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString())
+    event = structs.of_texts(_facts(access, verdict))
     return Envelope(time.time_ns(), namespace, DENIED_TOPIC, event)

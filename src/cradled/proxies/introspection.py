@@ -54,10 +54,10 @@ class ProxyIntrospection:
 
     async def server(self) -> Server:
         response = await self._stub.server(Empty())
-        found = [
-            Deprecation(d.id, d.message, nanoseconds(d.last_occurrence))
-            for d in response.deprecations
-        ]
+        found = tuple(
+            Deprecation(warning.id, warning.message, nanoseconds(warning.last_occurrence))
+            for warning in response.deprecations
+        )
         return Server(response.uuid, response.pid, response.pidns, found)
 
     async def plugin_info(self, type: str, id: str, options: AnyValue, /) -> AnyValue:
