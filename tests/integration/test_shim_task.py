@@ -379,7 +379,7 @@ def test_rootfs_is_mounted_and_unmounted(shim: Shim, tmp_path: Path) -> None:
         shim.create("mnt2", rootfs=mounts)
 
 
-def test_signals_are_at_their_defaults_inside(shim: Shim) -> None:
+def test_signals_and_environment_are_at_their_defaults_inside(shim: Shim) -> None:
     shim.create("sig", "/bin/sleep", "1000")
     shim.call("Start", id="sig")
     for pid in (shim.state("sig").pid, shim.exec("sig", "e", "/bin/sleep", "1000")):
@@ -392,6 +392,9 @@ def test_signals_are_at_their_defaults_inside(shim: Shim) -> None:
         assert int(status["SigBlk"], 16) == 0
         open_fds = os.listdir(f"/proc/{pid}/fd")
         assert sorted(open_fds) == ["0", "1", "2"]
+        # What tells the runtime how to run is not told to what it runs.
+        eventually(lambda pid=pid: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+        assert b"GOMAXPROCS" not in Path(f"/proc/{pid}/environ").read_bytes()
     shim.call("Kill", id="sig", signal=9)
     shim.wait("sig")
     shim.call("Delete", id="sig")
