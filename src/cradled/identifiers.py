@@ -26,7 +26,12 @@ def validate(identifier: str) -> None:
 
 
 def validate_label(key: str, value: str) -> None:
-    """Raise InvalidArgument when key and value together are over 4096 bytes."""
+    """Raise InvalidArgument without a key, or when both together are over 4096 bytes.
+
+    An empty value is never stored, so its key does not matter.
+    """
+    if value and not key:
+        raise InvalidArgument(f'failed to set label ""={quote(value)}: key required')
     encoded = key.encode()
     size = len(encoded) + len(value.encode())
     if size > MAX_LABEL_SIZE:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from harness.contract import Case, Door, Refused, ask_all, cases
+from harness.contract import Case, Door, Refused, answered, ask_all, cases
 from harness.records import (
     BAD_IDENTIFIERS,
+    KEYLESS,
+    KEYLESS_TEXT,
     LONGEST,
     SPEC,
     TOO_LONG,
@@ -130,6 +133,11 @@ CREATION_REFUSED = (
         "a label too long",
         create(container("new", labels=TOO_LONG)),
         refused_creation(f"containers.Labels: {TOO_LONG_TEXT}"),
+    ),
+    Case(
+        "a label without key",
+        create(container("new", labels=KEYLESS)),
+        refused_creation(f"containers.Labels: {KEYLESS_TEXT}"),
     ),
     Case(
         "no runtime",
@@ -445,6 +453,32 @@ async def test_lists_of_a_namespace_that_is_none(door: Door) -> None:
     containers = door.stub(pb.Containers, "absent")
     await Case("", pb.ListContainersRequest(), pb.ListContainersResponse()).ask(containers.list)
     await Case("", pb.ListContainersRequest(), []).ask(containers.list_stream)
+
+
+async def test_one_of_many_makes_it(door: Door) -> None:
+    containers = door.stub(pb.Containers)
+    answers = await asyncio.gather(
+        *(answered(containers.create, create(container("c", image=str(n)))) for n in range(12))
+    )
+    made = [answer.container for answer in answers if not isinstance(answer, Refused)]
+    assert await stored(door) == made
+    assert len(made) == 1
+    assert answers.count(exists('container "c"')) == 11
+    assert [topic for _, topic, _ in door.told()] == ["/containers/create"]
+
+
+async def test_changes_at_once_are_all_kept(door: Door) -> None:
+    """Each of its own label: none undoes another's."""
+    containers = door.stub(pb.Containers)
+    await containers.create(create(container("c")))
+    labels = {f"k{n}": str(n) for n in range(12)}
+    await asyncio.gather(
+        *(
+            containers.update(update(container("c", labels=labels), f"labels.{key}"))
+            for key in labels
+        )
+    )
+    assert [dict(one.labels) for one in await stored(door)] == [labels]
 
 
 async def test_a_lease_is_not_asked_for(door: Door) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from harness.contract import Case, Door, Refused, ask_all, cases
 from harness.records import (
+    KEYLESS,
+    KEYLESS_TEXT,
     LONGEST,
     TOO_LONG,
     TOO_LONG_TEXT,
@@ -88,6 +90,7 @@ BAD = [
     ("size 0", image("old", size=0), "target.Size must be greater than zero"),
     ("a negative size", image("old", size=-1), "target.Size must be greater than zero"),
     ("no media type", image("old", media_type=""), "target.MediaType must be set"),
+    ("a label without key", image("old", labels=KEYLESS), f"image.Labels: {KEYLESS_TEXT}"),
     ("a label too long", image("old", labels=TOO_LONG), f"image.Labels: {TOO_LONG_TEXT}"),
     (
         "all of it: the label is told first",

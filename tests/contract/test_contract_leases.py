@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from harness.contract import Case, Door, Refused, ask_all, cases
-from harness.records import TOO_LONG, exists, invalid, missing
+from harness.records import KEYLESS, KEYLESS_TEXT, TOO_LONG, exists, invalid, missing
 
 from cradled import digest
 from cradled.api import content_pb2, snapshots_pb2
@@ -71,6 +71,12 @@ async def test_an_id_is_made_up(door: Door) -> None:
     assert sorted(one.id for one in await stored(door)) == sorted(ids)
     for id in ids:
         assert re.fullmatch(r"[0-9]{1,9}-[A-Za-z0-9_-]{4}", id)
+
+
+async def test_create_refused(door: Door) -> None:
+    request = pb.CreateRequest(id="l", labels=KEYLESS)
+    await Case("", request, invalid(KEYLESS_TEXT)).ask(door.stub(pb.Leases).create)
+    assert await stored(door) == []
 
 
 @cases(Case("the same again", create("l", b="2"), exists('lease "l"')))

@@ -7,6 +7,8 @@ from typing import Any
 from harness.contract import Case, Door, Refused, ask_all, cases
 from harness.records import (
     BAD_IDENTIFIERS,
+    KEYLESS,
+    KEYLESS_TEXT,
     LONGEST,
     TOO_LONG,
     TOO_LONG_TEXT,
@@ -144,6 +146,9 @@ async def test_create(door: Door, case: Case) -> None:
 CREATION_REFUSED = (
     Case(
         "a label too long", create("new", TOO_LONG), invalid(f"namespace.Labels: {TOO_LONG_TEXT}")
+    ),
+    Case(
+        "a label without key", create("new", KEYLESS), invalid(f"namespace.Labels: {KEYLESS_TEXT}")
     ),
     Case("one that exists", create("old"), exists('namespace "old"')),
     Case("no namespace at all", pb.CreateNamespaceRequest(), invalid(BAD_IDENTIFIERS[0][2])),

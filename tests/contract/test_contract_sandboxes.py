@@ -7,6 +7,8 @@ from typing import Any
 from harness.contract import Case, Door, Refused, ask_all, cases
 from harness.records import (
     BAD_IDENTIFIERS,
+    KEYLESS,
+    KEYLESS_TEXT,
     LONGEST,
     TOO_LONG,
     TOO_LONG_TEXT,
@@ -79,6 +81,11 @@ CREATION_REFUSED = (
         "a label too long",
         create(changed(labels=TOO_LONG)),
         invalid(f"sandbox.Labels: {TOO_LONG_TEXT}"),
+    ),
+    Case(
+        "a label without key",
+        create(changed(labels=KEYLESS)),
+        invalid(f"sandbox.Labels: {KEYLESS_TEXT}"),
     ),
     Case(
         "a nameless extension",

@@ -21,6 +21,9 @@ TOO_LONG_TEXT = (
     f"key: {LONG_KEY[:64]}"
 )
 
+KEYLESS = {"": "x"}
+KEYLESS_TEXT = 'failed to set label ""="x": key required'
+
 # (what is wrong with it, identifier, the text)
 BAD_IDENTIFIERS = [
     ("none", "", "identifier must not be empty"),

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from cradled import digest
+from cradled import digest, identifiers
 from cradled.core.leases import Lease, Resource
 from cradled.core.scope import Scope
 from cradled.core.values import Labels
@@ -64,7 +64,12 @@ class Leases:
         self._namespace = scope.namespace
 
     async def create(self, lease_id: str = "", labels: Labels | None = None, /) -> Lease:
-        """Without an id one is made up. Raises AlreadyExists."""
+        """Without an id one is made up. Raises AlreadyExists, InvalidArgument for a keyless label.
+
+        Nothing else is asked of labels.
+        """
+        if labels and labels.get(""):
+            identifiers.validate_label("", labels[""])
         kept = {key: value for key, value in (labels or {}).items() if value}
         lease = Lease(lease_id or _generate(), time.time_ns(), kept)
         row = (self._namespace, lease.id, lease.created_at, marks.dump(kept))

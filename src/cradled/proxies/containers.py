@@ -9,6 +9,7 @@ from cradled.api.wellknown_pb2 import FieldMask
 from cradled.convert import containers as convert
 from cradled.core.containers import Container
 from cradled.core.scope import Scope
+from cradled.errors import Unimplemented
 from cradled.proxies.scope import metadata
 from cradled.rpc.stub import Stub, Transport
 
@@ -22,10 +23,17 @@ class ProxyContainers:
         return convert.from_proto(response.container)
 
     async def list(self, filters: Sequence[str] = (), /) -> list[Container]:
-        """One record a message: many big specs must not meet the limit of one."""
+        """One record a message: many big specs must not meet the limit of one.
+
+        A server that cannot is asked for all of them at once.
+        """
         request = pb.ListContainersRequest(filters=filters)
-        stream = self._stub.list_stream(request)
-        return [convert.from_proto(response.container) async for response in stream]
+        try:
+            stream = self._stub.list_stream(request)
+            return [convert.from_proto(response.container) async for response in stream]
+        except Unimplemented:
+            response = await self._stub.list(request)
+            return [convert.from_proto(container) for container in response.containers]
 
     async def create(self, container: Container, /) -> Container:
         request = pb.CreateContainerRequest(container=convert.to_proto(container))

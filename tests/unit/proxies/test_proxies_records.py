@@ -11,6 +11,7 @@ from cradled import digest
 from cradled.api import containers_pb2, introspection_pb2, tasks_pb2
 from cradled.api.types_pb2 import Metric
 from cradled.api.wellknown_pb2 import Empty
+from cradled.convert import containers as convert_containers
 from cradled.convert import tasks as convert
 from cradled.convert.values import timestamp
 from cradled.core.containers import Container, Runtime
@@ -31,6 +32,8 @@ from cradled.proxies.leases import ProxyLeases
 from cradled.proxies.namespaces import ProxyNamespaces
 from cradled.proxies.tasks import ProxyTasks
 from cradled.rpc.call import Call
+from cradled.rpc.inprocess import InProcess
+from cradled.rpc.service import Router
 from cradled.rpc.stub import Transport
 
 SCOPE = Scope("test")
@@ -252,3 +255,22 @@ async def test_tasks(transport: Transport, backend: SimpleNamespace) -> None:
 def test_records_use_the_wire_form() -> None:
     """The proxies lean on this: what is stored is what is served."""
     assert containers_pb2.Containers.name == "containerd.services.containers.v1.Containers"
+
+
+class OldContainers:
+    """Of a server that lists in one message only."""
+
+    async def list(
+        self, call: Call, request: containers_pb2.ListContainersRequest
+    ) -> containers_pb2.ListContainersResponse:
+        found = convert_containers.to_proto(RECORD)
+        listed = [found] if list(request.filters) == ["id==one"] else []
+        return containers_pb2.ListContainersResponse(containers=listed)
+
+
+async def test_a_server_without_streamed_lists() -> None:
+    router = Router()
+    router.add(containers_pb2.Containers, OldContainers())
+    containers = ProxyContainers(InProcess(router), SCOPE)
+    assert await containers.list(["id==one"]) == [RECORD]
+    assert await containers.list() == []
