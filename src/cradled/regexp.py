@@ -20,7 +20,7 @@ Test = Callable[[str], bool]
 MOST_REPEATS = 1000
 MOST_STEPS = 100_000
 MOST_DEPTH = 200
-_MOST_REMEMBERED = 4096
+_MOST_REMEMBERED = 1 << 16  # threads, of all states
 
 _POSIX: dict[str, str] = {
     "alnum": "09AZaz", "alpha": "AZaz", "ascii": "\x00\x7f", "blank": "\t\t  ",
@@ -145,7 +145,7 @@ class Pattern:
         if wanting is None:
             return None
         following = {number + 1 for number in wanting if char and self._takes(number, char)}
-        self._remembered += 1
+        self._remembered += 16 + len(following)
         if self._remembered > _MOST_REMEMBERED:
             self._states.clear()
             self._remembered = 0

@@ -13,6 +13,7 @@ from cradled.ttrpc.wire import FIXED64, LENGTH, VARINT, fields, read_varint, var
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, ClassVar, TypeVar
 
     M = TypeVar("M", bound="Message")
@@ -78,21 +79,24 @@ def _store(message: Message, field: tuple[str, int, Any], wire: int, raw: int | 
     single = kind & ~REPEATED
     if wire != _WIRE[single]:
         if kind & REPEATED and wire == LENGTH and isinstance(raw, bytes):
-            values = [_scalar(single, item) for item in _unpacked(raw)]
-            setattr(message, name, [*getattr(message, name), *values])
+            _own(message, name, []).extend(_scalar(single, item) for item in _unpacked(raw))
         return  # of another type than we know: an unknown field
     if single == STRING_MAP:
-        key, value = _read_entry(raw)
-        setattr(message, name, {**getattr(message, name), key: value})
+        _own(message, name, {}).update([_read_entry(raw)])
     elif kind & REPEATED:
         item = _scalar(single, raw) if single != MESSAGE else decode(inner, raw)  # type: ignore[arg-type]
-        setattr(message, name, [*getattr(message, name), item])
+        _own(message, name, []).append(item)
     elif single == MESSAGE:
-        present = getattr(message, name) or inner()
-        _merge(present, raw)  # type: ignore[arg-type]
-        setattr(message, name, present)
+        _merge(_own(message, name, inner()), raw)  # type: ignore[arg-type]
     else:
         setattr(message, name, _scalar(single, raw))
+
+
+def _own(message: Message, name: str, new: Any) -> Any:
+    """What a field holds so far, to be added to."""
+    value = getattr(message, name) or new
+    setattr(message, name, value)
+    return value
 
 
 def _scalar(kind: int, raw: Any) -> Any:
@@ -133,10 +137,8 @@ def _read_entry(raw: Any) -> tuple[str, str]:
     return pair[1].decode(), pair[2].decode()
 
 
-def _unpacked(raw: bytes) -> list[int]:
-    items = []
+def _unpacked(raw: bytes) -> Iterator[int]:
     offset = 0
     while offset < len(raw):
         item, offset = read_varint(raw, offset)
-        items.append(item)
-    return items
+        yield item

@@ -140,9 +140,8 @@ class _Client:
         async with self._writing:
             pass  # while a client does not read its answers, no more are made
         code, message, payload = await self._server.answer(request)
-        stream = request.stream_id
-        if self._connection.is_open(stream):
-            self._connection.send_response(stream, payload, code=code, message=message)
+        if self._connection.is_open(request.stream_id):
+            self._connection.send_response(request.stream_id, payload, code=code, message=message)
             await self._flush()
 
     async def _flush(self) -> None:

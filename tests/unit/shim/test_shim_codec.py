@@ -174,3 +174,22 @@ def test_messages_are_told_apart() -> None:
     one = messages.StartRequest(id="a")
     assert one == messages.StartRequest(id="a") != messages.StartRequest(id="b")
     assert one != messages.WaitRequest(id="a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "one"),
+    [
+        (messages.PidsResponse, "processes", b"\x0a\x00"),
+        (messages.UpdateTaskRequest, "annotations", b"\x1a\x05\x0a\x01k\x12\x00"),
+        (messages.UpdateTaskRequest, "resources", b"\x12\x00"),
+    ],
+)
+def test_items_are_added_without_copying_those_before(
+    kind: type[Message], name: str, one: bytes
+) -> None:
+    """A message of a million would take hours."""
+    message = codec.decode(kind, one)
+    before = getattr(message, name)
+    codec._merge(message, one)
+    assert getattr(message, name) is before
+    assert getattr(kind(), name) in ((), {}, None)
