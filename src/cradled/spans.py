@@ -206,6 +206,16 @@ class call(span):
             _keep(self)
 
 
+def program(name: str, traceparent: str = "", /) -> span:
+    """The outermost span of a program: those it calls go on with its trace.
+
+    ``traceparent`` is that of who started it, or empty.
+    """
+    one = span(name)
+    one.remote, one.parent, one.sampled = parse_traceparent(traceparent) or (0, 0, True)
+    return one
+
+
 def traced(
     name: str,
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:

@@ -14,6 +14,8 @@ from harness.cradle import IMAGE, Cradle, running_cradle
 
 import cradled
 
+REMOTE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 
 @pytest.fixture(scope="module")
 def cradle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cradle]:
@@ -69,6 +71,27 @@ def test_an_import_step_by_step(cradle: Cradle) -> None:
     assert {"content.commit", "content.fsync", "unpack", "unpack.apply", "snapshot.commit"} <= (
         steps.keys()
     )
+
+
+def test_a_command_is_one_trace(cradle: Cradle) -> None:
+    (found,) = [
+        one
+        for one in traces(cradle, "100")
+        if any(span["name"].endswith("Tasks/Start") for span in one["spans"])
+    ]
+    names = [span["name"].rpartition(".")[2] for span in found["spans"]]
+    assert {"Containers/Create", "Tasks/Create", "Tasks/Start"} <= {*names}
+    known = {span["id"] for span in found["spans"]}
+    outermost = {span["parent"] for span in found["spans"] if span["parent"] not in known}
+    assert len(outermost) == 1
+
+
+def test_who_started_a_command_may_have_a_trace(cradle: Cradle) -> None:
+    traced = Cradle(cradle.daemon, cradle.home)
+    traced.env["TRACEPARENT"] = REMOTE
+    traced.ok("tag", IMAGE, "docker.io/library/other:tag")
+    found = {one["id"]: one for one in traces(cradle, "10")}["0af7651916cd43dd8448eb211c80319c"]
+    assert any(span["name"] == "metadata.fsync" for span in found["spans"])
 
 
 def test_the_slowest_come_first(cradle: Cradle) -> None:

@@ -52,10 +52,17 @@ class App:
     def run(self, main: Callable[[Client], Awaitable[T]]) -> T:
         """Call ``main`` with a client, on a loop of its own."""
         import asyncio
+        import os
+
+        from cradled import spans
+
+        name = click.get_current_context().command_path
+        traceparent = os.environ.get("TRACEPARENT", "")
 
         async def with_client() -> T:
-            async with AsyncExitStack() as stack:
-                return await main(await self.connect(stack))
+            with spans.program(name, traceparent):
+                async with AsyncExitStack() as stack:
+                    return await main(await self.connect(stack))
 
         return asyncio.run(with_client())
 

@@ -41,7 +41,7 @@ async def traces_info(options: AnyValue) -> AnyValue:
     query = _query(options)
     found = _joined(spans.traces())
     if not query.get("single"):
-        found = [trace for trace in found if len(trace["spans"]) > 1]
+        found = [trace for trace in found if trace["steps"]]
     last = max(query.get("last", LAST), 0)
     if query.get("slowest"):
         found = sorted(found, key=_seconds, reverse=True)[:last]
@@ -70,7 +70,13 @@ def _joined(traces: Iterable[spans.Trace]) -> list[dict[str, Any]]:
     """The traces by id, those that ended last at the end."""
     found: dict[int, dict[str, Any]] = {}
     for trace in traces:
-        joined = found.pop(trace.id, None) or {"id": trace.id, "dropped": 0, "spans": []}
+        joined = found.pop(trace.id, None) or {
+            "id": trace.id,
+            "steps": 0,
+            "dropped": 0,
+            "spans": [],
+        }
+        joined["steps"] += len(trace.spans) - 1
         joined["dropped"] += trace.dropped
         joined["spans"] += trace.spans
         found[trace.id] = joined

@@ -12,7 +12,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self, cast
 
-from cradled import errors
+from cradled import errors, spans
 from cradled.api.pool import Method
 from cradled.http2.frames import ErrorCode
 from cradled.http2.hpack import Field
@@ -77,6 +77,8 @@ class GrpcChannel:
     def open(
         self, method: Method, /, *, metadata: Metadata = (), timeout: float | None = None
     ) -> GrpcStream:
+        if parent := spans.traceparent():
+            metadata = (*metadata, (spans.TRACEPARENT, parent))
         return GrpcStream(self, method, metadata, timeout)
 
     async def aclose(self) -> None:

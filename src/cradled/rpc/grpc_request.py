@@ -17,6 +17,7 @@ from cradled.rpc.grpc_wire import CONTENT_TYPE, ENCODINGS, as_text, status_field
 from cradled.rpc.status import Code
 
 _REMEMBERED = 4 << 10  # bytes of a head; longer ones are read anew each time
+_UNIQUE = frozenset({b"grpc-timeout", b"traceparent"})  # fields that no two calls share
 _RESERVED = frozenset(
     {
         "grpc-accept-encoding",
@@ -68,12 +69,13 @@ class RequestHead:
 def request_head(fields: list[Field]) -> RequestHead:
     """The head that fields make.
 
-    Of a client's calls often only the timeout differs, so the rest is remembered.
+    Of a client's calls often only the timeout differs, and the caller's span, so the rest is
+    remembered.
     """
-    for at, (name, value) in enumerate(fields):
-        if name == b"grpc-timeout":
-            rest = _head((*fields[:at], *fields[at + 1 :]))
-            return _with_timeout(rest, value.decode("latin-1"))
+    for name, _ in fields:
+        if name in _UNIQUE:
+            rest = _head(tuple(field for field in fields if field[0] not in _UNIQUE))
+            return _with_own(rest, [field for field in fields if field[0] in _UNIQUE])
     return _head(tuple(fields))
 
 
@@ -102,10 +104,22 @@ def _escape(char: str) -> str:
     return short or (f"\\x{ord(char):02x}" if char < "\x80" else f"\\u{ord(char):04x}")
 
 
-def _with_timeout(rest: RequestHead, value: str) -> RequestHead:
+def _with_own(rest: RequestHead, own: list[Field]) -> RequestHead:
+    """A head with what is its own; of a repeated field the first counts."""
     head = RequestHead(rest.path, rest.encoding, rest.content_type)
     head.metadata, head.binary = rest.metadata, rest.binary
     head.refusal, head.served = rest.refusal, rest.served
+    if any(_FORBIDDEN(value) for _, value in own):
+        head.refusal, head.served = b"", False
+    values = {name: value.decode("latin-1") for name, value in reversed(own)}
+    timeout = values.pop(b"grpc-timeout", None)
+    if values:
+        more = {name.decode(): value for name, value in values.items()}
+        head.metadata = {**head.metadata, **more}
+    return head if timeout is None else _with_timeout(head, timeout)
+
+
+def _with_timeout(head: RequestHead, value: str) -> RequestHead:
     try:
         head.timeout = decode_timeout(value)
     except ValueError as error:

@@ -14,7 +14,7 @@ import pytest
 from cradled import errors, spans
 from cradled.api import content_pb2, events_ttrpc_pb2
 from cradled.api.wellknown_pb2 import Empty
-from cradled.rpc import grpc_client, ttrpc_client
+from cradled.rpc import grpc_client, grpc_request, ttrpc_client
 from cradled.rpc.call import Call
 from cradled.rpc.grpc_server import GrpcServer
 from cradled.rpc.inprocess import InProcess
@@ -217,3 +217,49 @@ async def test_a_served_call_is_no_step_of_who_started_the_server(
         async with served("grpc", router, tmp_path) as transport:
             await Stub(transport, content_pb2.Content).info(content_pb2.InfoRequest())
     assert len(spans.traces()) == 2
+
+
+async def test_a_programs_calls_are_one_trace(router: Router, tmp_path: Path) -> None:
+    async with served("grpc", router, tmp_path) as transport:
+        stub = Stub(transport, content_pb2.Content)
+        with spans.program("program"):
+            await stub.info(content_pb2.InfoRequest())
+            await stub.info(content_pb2.InfoRequest())
+        await stub.info(content_pb2.InfoRequest())
+    first, second, program, other = spans.traces()
+    assert first.id == second.id == program.id != other.id
+    assert first.spans[0].parent == second.spans[0].parent == program.spans[0].id
+    assert first.sampled is True
+
+
+async def test_heads_that_differ_in_their_span_are_remembered_once(
+    router: Router, tmp_path: Path
+) -> None:
+    async with served("grpc", router, tmp_path) as transport:
+        stub = Stub(transport, content_pb2.Content, [("containerd-lease", str(tmp_path))])
+        before = grpc_request._remembered_head.cache_info().misses
+        for _ in range(5):
+            with spans.program("program"):
+                await stub.info(content_pb2.InfoRequest(), timeout=10.0)
+    assert grpc_request._remembered_head.cache_info().misses == before + 1
+    assert len({trace.id for trace in spans.traces()}) == 5
+
+
+def test_a_head_with_what_is_its_own() -> None:
+    fields = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/a/b"),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+        (b"traceparent", REMOTE.encode()),
+        (b"grpc-timeout", b"5S"),
+        (b"traceparent", b"second"),
+    ]
+    head = grpc_request.request_head(fields)
+    assert head.served
+    assert head.timeout == 5.0
+    assert head.metadata["traceparent"] == REMOTE
+    assert "traceparent" not in grpc_request.request_head(fields[:5]).metadata
+    assert not grpc_request.request_head([*fields[:5], (b"traceparent", b"a\nb")]).served
+    assert not grpc_request.request_head([*fields[:5], (b"grpc-timeout", b"x")]).served
