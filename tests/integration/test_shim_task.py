@@ -383,6 +383,7 @@ def test_signals_and_environment_are_at_their_defaults_inside(shim: Shim) -> Non
     shim.create("sig", "/bin/sleep", "1000")
     shim.call("Start", id="sig")
     for pid in (shim.state("sig").pid, shim.exec("sig", "e", "/bin/sleep", "1000")):
+        eventually(lambda pid=pid: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
         status = dict(
             line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines()
             if line.startswith("Sig")
@@ -393,7 +394,6 @@ def test_signals_and_environment_are_at_their_defaults_inside(shim: Shim) -> Non
         open_fds = os.listdir(f"/proc/{pid}/fd")
         assert sorted(open_fds) == ["0", "1", "2"]
         # What tells the runtime how to run is not told to what it runs.
-        eventually(lambda pid=pid: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
         assert b"GOMAXPROCS" not in Path(f"/proc/{pid}/environ").read_bytes()
     shim.call("Kill", id="sig", signal=9)
     shim.wait("sig")

@@ -28,12 +28,8 @@ _NOTHING: tuple[int | None, int | None, int | None] = (None, None, None)
 # What speaks to this process alone.
 _UNSET = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
-# A runtime of Go does one thing after the other; more threads than one only cost it their start.
-# It sets the environment of what it runs in the container itself.
-_ONE_THREAD = {"GOMAXPROCS": "1"}
-
-ENVIRONMENT = _ONE_THREAD | {k: v for k, v in os.environ.items() if k not in _UNSET}
-"""The runtime's."""
+ENVIRONMENT = {"GOMAXPROCS": "1"} | {k: v for k, v in os.environ.items() if k not in _UNSET}
+"""The runtime's: one of Go does one thing after the other, and more threads cost it their start."""
 
 
 class Runc:
