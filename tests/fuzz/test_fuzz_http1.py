@@ -25,7 +25,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.one_of(mutated(), st.lists(WORDS, max_size=20).map(b"".join), st.binary(max_size=200)))
 @example(b"")
 @example(b"GET //[::1 HTTP/1.1\r\n\r\n")
@@ -44,7 +44,7 @@ def test_any_bytes(data: bytes) -> None:
     assert len(request.query) <= 32
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, len(GOOD)))
 def test_a_head_ends_once_it_is_whole(cut: int) -> None:
     assert end_of_head(GOOD[:cut]) == (len(GOOD) if cut == len(GOOD) else -1)

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import leaks
 from harness.daemon import wait_until
 from harness.program import call, places, started
 
 from cradled import errors
 from cradled.api import content_pb2, version_pb2, wellknown_pb2
+from cradled.daemon.app import App
+from cradled.daemon.config import Config
 from cradled.linux import cgroup
 from cradled.rpc import grpc_client
 from cradled.rpc.stub import Stub
@@ -179,6 +182,25 @@ def test_address_that_is_none_stops_the_start(tmp_path: Path) -> None:
     assert not (tmp_path / "d.sock").exists()
 
 
+async def test_a_library_opens_no_listeners(tmp_path: Path) -> None:
+    config = Config(
+        root=f"{tmp_path}/r",
+        state=f"{tmp_path}/s",
+        plugins={"io.containerd.server.v1.debug": {"address": f"{tmp_path}/debug.sock"}},
+    )
+    for directory in (config.root, config.state):
+        os.mkdir(directory)
+    async with App(config) as app:
+        assert app.plugins["io.containerd.server.v1", "debug"].skipped
+    assert not (tmp_path / "debug.sock").exists()
+    async with App(config, "/somewhere.sock") as app:
+        plugin = app.plugins["io.containerd.server.v1", "debug"]
+        assert plugin.exports == {"address": f"{tmp_path}/debug.sock"}
+    await asyncio.to_thread(
+        wait_until, lambda: not leaks.processes_with(str(tmp_path)), "nothing of it is left"
+    )
+
+
 def test_metrics_are_served(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -192,4 +214,5 @@ def test_metrics_are_served(tmp_path: Path) -> None:
         page = curl("/v1/metrics", f"127.0.0.1:{port}")
         assert 'grpc_service="containerd.services.namespaces.v1.Namespaces"' in page
         assert "# TYPE grpc_server_handling_seconds histogram" in page
+        assert "cradled_loop_lag_seconds_count" in curl("/metrics", f"127.0.0.1:{port}")
         assert program.stop() == 0

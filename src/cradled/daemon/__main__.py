@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Run the command line; returns the exit status."""
+    began = time.monotonic()
     gc.disable()  # hardly anything dies before the daemon serves; then ``serve`` turns it on
     try:
         args = arguments.parse(sys.argv[1:])
@@ -30,15 +32,15 @@ def main() -> int:
         print(f"cradled: {error}\n{arguments.USAGE}", file=sys.stderr, end="")
         return 2
     try:
-        return _run(args)
+        return _run(args, began)
     except (ConfigError, Error, listeners.StartError) as error:
         print(f"cradled: {error}", file=sys.stderr)
         return 1
 
 
-def _run(args: arguments.Arguments) -> int:
+def _run(args: arguments.Arguments, began: float) -> int:
     if args.command == "serve":
-        return _serve(args)
+        return _serve(args, began)
     if args.command == "help":
         print(arguments.USAGE, end="")
         return 0
@@ -91,7 +93,7 @@ def configure(args: arguments.Arguments) -> tuple[Config, list[Problem]]:
     return config, problems
 
 
-def _serve(args: arguments.Arguments) -> int:
+def _serve(args: arguments.Arguments, began: float) -> int:
     config, problems = configure(args)
     listeners.make_directory(config.root, 0o700, "root")
     listeners.make_directory(config.state, 0o711, "state")
@@ -107,7 +109,7 @@ def _serve(args: arguments.Arguments) -> int:
     from cradled.daemon import serve
 
     read = partial(configure, args)
-    return serve.run(serve.Start(config, problems, read, sockets, args.exit_idle))
+    return serve.run(serve.Start(config, problems, read, sockets, args.exit_idle, began))
 
 
 if __name__ == "__main__":

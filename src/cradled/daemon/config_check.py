@@ -179,7 +179,7 @@ def line_of(text: str, path: Path) -> int:
             continue
         if found == path[: len(found)] and len(found) > longest:
             best, longest = number, len(found)
-        if found[-1] == path[-1]:
+        if found[-1:] == path[-1:]:
             alike.append(number)
     if longest > len(path) - 2 and best:
         return best

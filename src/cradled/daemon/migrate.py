@@ -115,6 +115,9 @@ def _long(name: str) -> str:
 def _uris(names: list[Any], version: int) -> list[Any]:
     uris: list[Any] = []
     for name in names:
+        if not isinstance(name, str):  # told when the configuration is built
+            uris.append(name)
+            continue
         uri = _long(name) if version < 2 else name
         uris.append(_RENAMED.get(uri, uri))
         if uri == _CRI and version < 3:  # was the whole of CRI
@@ -159,7 +162,8 @@ def _move_core_scheduling(plugins: dict[str, Table]) -> None:
     task = plugins.get(f"{t.RUNTIME}.task", {})
     if task.pop("sched_core", False) is True:
         shims = plugins.setdefault(f"{t.SHIM}.manager", {})
-        shims["env"] = [*shims.get("env", []), "SCHED_CORE=1"]
+        env = shims.get("env", [])
+        shims["env"] = [*env, "SCHED_CORE=1"] if isinstance(env, list) else env
 
 
 def _move_servers(lifted: Table, plugins: dict[str, Table]) -> None:

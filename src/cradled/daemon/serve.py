@@ -32,13 +32,15 @@ log = logging.getLogger(__name__)
 
 class Start(NamedTuple):
     """What the program was started with. ``sockets`` listen already, for gRPC and ttrpc; ``read``
-    reads the configuration again; ``exit_idle`` is in seconds, 0 for never."""
+    reads the configuration again; ``exit_idle`` is in seconds, 0 for never; ``began`` is of
+    ``time.monotonic``."""
 
     config: Config
     problems: list[Problem]
     read: Callable[[], tuple[Config, list[Problem]]]
     sockets: tuple[socket.socket, socket.socket]
     exit_idle: float
+    began: float
 
 
 def run(start: Start) -> int:
@@ -83,7 +85,6 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def _serve(start: Start) -> None:
-    began = time.monotonic()
     loop = asyncio.get_running_loop()
     births.note(loop)
     config = start.config
@@ -114,7 +115,7 @@ async def _serve(start: Start) -> None:
         gc.freeze()
         gc.enable()
         # In the words of the original: whoever waits for it looks for them.
-        log.info("containerd successfully booted in %fs", time.monotonic() - began)
+        log.info("containerd successfully booted in %fs", time.monotonic() - start.began)
         if start.exit_idle:
             from cradled.daemon import idle
 

@@ -2,7 +2,7 @@
 
     grpc-tcp   gRPC over TCP, with TLS if it has a certificate; only services that are meant for it
     debug      HTTP on a unix socket: stacks, profiles, numbers (``debug`` has the paths)
-    metrics    HTTP on TCP: /v1/metrics for Prometheus
+    metrics    HTTP on TCP: /v1/metrics (and /metrics) for Prometheus
 
 What they need is imported only then.
 """
@@ -104,7 +104,7 @@ async def _serve_metrics(address: str, app: App, histogram: bool, stack: AsyncEx
     async def page(request: Request) -> Response:
         return Response(await metrics.render(), CONTENT_TYPE)
 
-    await _serve_http(sock, {"/v1/metrics": page}, stack)
+    await _serve_http(sock, {"/v1/metrics": page, "/metrics": page}, stack)
 
 
 async def _serve_http(

@@ -160,3 +160,16 @@ def test_migrating_twice_changes_nothing(version: int) -> None:
 def test_the_default_is_its_own_migration() -> None:
     text = config_text.full(Config(), builtins.known().sections)
     assert config_text.text(lift(tomllib.loads(text))) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "disabled_plugins = [1, {a = 1}]",
+        '[plugins.task]\nsched_core = true\n[plugins."io.containerd.shim.v1.manager"]\nenv = 1',
+        "[plugins.cri]\ncontainerd = 1",
+        "[plugins.cri.containerd]\nruntimes = {a = 1}",
+    ],
+)
+def test_values_of_wrong_types_are_left_to_be_told_later(text: str) -> None:
+    lifted(text)
