@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from cradled import filters, identifiers
 from cradled.convert import events as convert
 from cradled.core.events import Envelope
-from cradled.errors import InvalidArgument, ResourceExhausted
+from cradled.errors import InvalidArgument, ResourceExhausted, quote
 from cradled.events import topics
 from cradled.events.journal import Journal
 from cradled.rpc.service import Batch
@@ -256,7 +256,7 @@ def check(namespace: str, topic: str) -> None:
         identifiers.validate(namespace)
     except InvalidArgument as error:
         raise InvalidArgument(f"event envelope has invalid namespace: {error.what}") from None
-    about = f'envelope topic "{topic}"'
+    about = f"envelope topic {quote(topic)}"
     if not topic:
         raise InvalidArgument(f"{about}: must not be empty")
     if topic[0] != "/":
@@ -267,5 +267,5 @@ def check(namespace: str, topic: str) -> None:
         try:
             identifiers.validate(component)
         except InvalidArgument as error:
-            what = f'{about}: failed validation on component "{component}": {error.what}'
+            what = f"{about}: failed validation on component {quote(component)}: {error.what}"
             raise InvalidArgument(what) from None

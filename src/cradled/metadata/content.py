@@ -23,7 +23,7 @@ from cradled import failpoints
 from cradled.core.content import ContentInfo, ContentStore, IngestStatus, Reader, Writer
 from cradled.core.scope import Scope
 from cradled.core.values import Labels
-from cradled.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from cradled.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, quote
 from cradled.events import topics
 from cradled.metadata import graph, leases
 from cradled.metadata import labels as marks
@@ -87,7 +87,7 @@ class Content:
             for path in fieldpaths or ("labels",):
                 labels = marks.masked(labels or {}, new, path)
                 if labels is None:
-                    what = f'cannot update "{path}" field on content info "{info.digest}"'
+                    what = f"cannot update {quote(path)} field on content info {quote(info.digest)}"
                     raise InvalidArgument(what)
             updated = replace(updated, labels=labels or {}, updated_at=time.time_ns())
             tx.execute(

@@ -9,7 +9,7 @@ from typing import Protocol
 from cradled import digest as digests
 from cradled.core.content import IngestStatus, Writer
 from cradled.core.values import Labels
-from cradled.errors import FailedPrecondition
+from cradled.errors import FailedPrecondition, quote
 from cradled.spans import traced
 
 
@@ -75,7 +75,7 @@ class NamespacedWriter:
         ref, offset = self._status.ref, self.status().offset
         try:
             if size and size != offset:
-                text = f'"{ref}" failed size validation: {offset} != {size}'
+                text = f"{quote(ref)} failed size validation: {offset} != {size}"
                 raise FailedPrecondition(text)
             digest = self.digest()
             if expected:

@@ -22,7 +22,7 @@ from cradled.core.mount import Mount
 from cradled.core.scope import Scope
 from cradled.core.snapshots import Kind, SnapshotInfo, Snapshotter, Usage
 from cradled.core.values import Labels
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, quote
 from cradled.events import topics
 from cradled.metadata import graph, leases
 from cradled.metadata import labels as marks
@@ -191,9 +191,9 @@ class Snapshots:
         target = kept.get(TARGET, "") if kind is Kind.ACTIVE else ""
         if target and self._find(target) is not None:
             await self._engine.run(lambda tx: self._join(tx, target))
-            raise AlreadyExists(f'target snapshot "{target}"')
+            raise AlreadyExists(f"target snapshot {quote(target)}")
         if self._find(key) is not None:
-            raise AlreadyExists(f'snapshot "{key}"')
+            raise AlreadyExists(f"snapshot {quote(key)}")
         backend_parent = self._parent(parent)
         backend_key = await self._common.names.new(self._namespace, key)
         with self._common.janitor.pinned(backend_key), self._disowned(key, backend_key):
@@ -208,7 +208,7 @@ class Snapshots:
                 if not target:
                     raise
                 await self._adopt(target, parent, backend_parent, kept)
-                raise AlreadyExists(f'target snapshot "{target}" from snapshotter') from None
+                raise AlreadyExists(f"target snapshot {quote(target)} from snapshotter") from None
             failpoints.hit("metadata.snapshot.prepared")
             await self._engine.run(
                 lambda tx: self._insert(tx, kind, key, backend_key, parent, kept)
@@ -225,7 +225,7 @@ class Snapshots:
             if info.kind is Kind.COMMITTED and info.parent == backend_parent:
                 break
         else:
-            raise NotFound(f'target snapshot "{target}" in backend')
+            raise NotFound(f"target snapshot {quote(target)} in backend")
         await self._engine.run(
             lambda tx: self._insert(tx, Kind.COMMITTED, target, info.name, parent, labels)
         )
@@ -246,7 +246,7 @@ class Snapshots:
             marks.dump_relevant(labels),
         )  # fmt: skip
         if self._is_reserved(tx, key) or not tx.execute(_INSERT, row).rowcount:
-            raise AlreadyExists(f'snapshot "{key}"')
+            raise AlreadyExists(f"snapshot {quote(key)}")
         self._join(tx, key)
         self._touch(tx, key)
         if kind is Kind.ACTIVE:
@@ -260,7 +260,7 @@ class Snapshots:
         if self._is_being_committed(tx, intent.key):
             raise FailedPrecondition(f"snapshot {intent.key} is being committed")
         if self._find(intent.name, tx) is not None or self._is_reserved(tx, intent.name):
-            raise AlreadyExists(f'snapshot "{intent.name}"')
+            raise AlreadyExists(f"snapshot {quote(intent.name)}")
         backend_parent = ""
         if intent.parent and intent.parent != entry.parent:
             if entry.parent:
@@ -300,7 +300,7 @@ class Snapshots:
         if entry is None:
             raise NotFound(f"parent snapshot {key} does not exist")
         if entry.kind != Kind.COMMITTED:
-            raise InvalidArgument(f'parent "{key}" is not committed snapshot')
+            raise InvalidArgument(f"parent {quote(key)} is not committed snapshot")
         return entry.backend_key
 
     def _has_child(self, tx: Transaction, key: str) -> bool:
@@ -424,6 +424,6 @@ def _masked(
     for path in fieldpaths or ("labels",):
         changed = marks.masked(old, new, path)
         if changed is None:
-            raise InvalidArgument(f'cannot update "{path}" field on snapshot "{name}"')
+            raise InvalidArgument(f"cannot update {quote(path)} field on snapshot {quote(name)}")
         old = changed
     return old

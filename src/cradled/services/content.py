@@ -17,7 +17,7 @@ from cradled.convert import content as convert
 from cradled.convert.encoded import varint
 from cradled.convert.values import timestamp_or_never
 from cradled.core.content import ContentStore, Writer
-from cradled.errors import AlreadyExists, Error, InvalidArgument, NotFound, OutOfRange
+from cradled.errors import AlreadyExists, Error, InvalidArgument, NotFound, OutOfRange, quote
 from cradled.metadata.db import Database
 from cradled.rpc.call import Call
 from cradled.rpc.service import Encoded
@@ -37,13 +37,13 @@ class ContentService:
         return self._db.scoped(call.scope()).content
 
     async def info(self, call: Call, request: pb.InfoRequest) -> pb.InfoResponse:
-        _check(request.digest, f'"{request.digest}" failed validation')
+        _check(request.digest, f"{quote(request.digest)} failed validation")
         info = await self._store(call).info(request.digest)
         return pb.InfoResponse(info=convert.to_proto(info))
 
     async def update(self, call: Call, request: pb.UpdateRequest) -> pb.UpdateResponse:
         info = convert.from_proto(request.info)
-        _check(info.digest, f'"{info.digest}" failed validation')
+        _check(info.digest, f"{quote(info.digest)} failed validation")
         updated = await self._store(call).update(info, list(request.update_mask.paths))
         return pb.UpdateResponse(info=convert.to_proto(updated))
 
@@ -91,7 +91,7 @@ class ContentService:
         try:
             status = await self._store(call).status(ref)
         except Error as error:
-            raise type(error)(f'could not get status for ref "{ref}": {error}') from error
+            raise type(error)(f"could not get status for ref {quote(ref)}: {error}") from error
         return pb.StatusResponse(status=convert.status_to_proto(status))
 
     async def list_statuses(

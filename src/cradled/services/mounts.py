@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from cradled.api import mounts_pb2 as pb
 from cradled.api.wellknown_pb2 import Empty
-from cradled.errors import NotFound, Unimplemented
+from cradled.errors import NotFound, Unimplemented, quote
 from cradled.rpc.call import Call
 
 
@@ -21,11 +21,11 @@ class MountsService:
 
     async def deactivate(self, call: Call, request: pb.DeactivateRequest) -> Empty:
         call.scope()
-        raise NotFound(f'mount "{request.name}"')
+        raise NotFound(f"mount {quote(request.name)}")
 
     async def info(self, call: Call, request: pb.InfoRequest) -> pb.InfoResponse:
         call.scope()
-        raise NotFound(f'mount "{request.name}"')
+        raise NotFound(f"mount {quote(request.name)}")
 
     async def list(self, call: Call, request: pb.ListRequest) -> AsyncIterator[pb.ListMessage]:
         call.scope()

@@ -23,7 +23,7 @@ from cradled.aio import threads
 from cradled.core.mount import Mount
 from cradled.core.snapshots import Kind, SnapshotInfo, Usage
 from cradled.core.values import Labels
-from cradled.errors import FailedPrecondition, InvalidArgument
+from cradled.errors import FailedPrecondition, InvalidArgument, quote
 from cradled.linux import fs, tree
 from cradled.snapshotters.records import Record, Records
 from cradled.snapshotters.trees import ThreadTrees, Trees
@@ -180,7 +180,9 @@ class _Relabel:
         self._paths = fieldpaths
         for path in fieldpaths:
             if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(f'cannot update "{path}" field on snapshot "{info.name}"')
+                raise InvalidArgument(
+                    f"cannot update {quote(path)} field on snapshot {quote(info.name)}"
+                )
 
     def __call__(self, current: Labels) -> Labels:
         if not self._paths or "labels" in self._paths:

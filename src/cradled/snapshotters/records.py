@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 from cradled import failpoints
 from cradled.core.snapshots import Kind, SnapshotInfo, Usage
 from cradled.core.values import Labels
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, quote
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class Records:
 
         def add(transaction: sqlite3.Connection) -> Record:
             if _find(transaction, key) is not None:
-                raise AlreadyExists(f'snapshot "{key}"')
+                raise AlreadyExists(f"snapshot {quote(key)}")
             parent_id = _parent(transaction, parent).id if parent else None
             row = (id, key, parent_id, kind, now, now, json.dumps(dict(labels)))
             transaction.execute(
@@ -269,7 +269,7 @@ def _parent(connection: sqlite3.Connection, key: str) -> Record:
     if found is None:
         raise NotFound(f"parent snapshot {key} does not exist")
     if found.kind != Kind.COMMITTED:
-        raise InvalidArgument(f'parent "{key}" is not committed snapshot')
+        raise InvalidArgument(f"parent {quote(key)} is not committed snapshot")
     return found
 
 

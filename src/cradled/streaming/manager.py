@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from cradled.errors import AlreadyExists, Cancelled, NotFound
+from cradled.errors import AlreadyExists, Cancelled, NotFound, quote
 
 _WAITING = 16
 
@@ -90,7 +90,7 @@ class Streams:
         """A stream, known by its name for the length of a block. Raises AlreadyExists."""
         key = (namespace, name)
         if key in self._streams:
-            raise AlreadyExists(f'stream "{name}"')
+            raise AlreadyExists(f"stream {quote(name)}")
         stream = self._streams[key] = Stream(incoming)
         try:
             yield stream
@@ -103,4 +103,4 @@ class Streams:
         try:
             return self._streams[namespace, name]
         except KeyError:
-            raise NotFound(f'stream "{name}"') from None
+            raise NotFound(f"stream {quote(name)}") from None

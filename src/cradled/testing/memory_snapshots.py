@@ -15,7 +15,7 @@ from cradled import filters as language
 from cradled.core.mount import Mount
 from cradled.core.snapshots import Kind, SnapshotInfo, Usage
 from cradled.core.values import Labels
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, quote
 
 TARGET = "containerd.io/snapshot.ref"
 
@@ -44,7 +44,9 @@ class MemorySnapshotter:
                 key = path.removeprefix("labels.")
                 labels[key] = info.labels.get(key, "")
             else:
-                raise InvalidArgument(f'cannot update "{path}" field on snapshot "{info.name}"')
+                raise InvalidArgument(
+                    f"cannot update {quote(path)} field on snapshot {quote(info.name)}"
+                )
         kept = {key: value for key, value in labels.items() if value}
         changed = replace(self.infos[info.name], labels=kept, updated_at=time.time_ns())
         self.infos[info.name] = changed
@@ -63,7 +65,7 @@ class MemorySnapshotter:
         target = labels.get(TARGET, "")
         if target in self._offered:
             self._add(f"remote-{len(self.infos)}", parent, Kind.COMMITTED, labels)
-            raise AlreadyExists(f'snapshot "{target}"')
+            raise AlreadyExists(f"snapshot {quote(target)}")
         return await self._create(key, parent, Kind.ACTIVE, labels)
 
     async def view(self, key: str, parent: str, labels: Labels, /) -> list[Mount]:
@@ -106,7 +108,7 @@ class MemorySnapshotter:
 
     def _add(self, key: str, parent: str, kind: Kind, labels: Labels) -> None:
         if key in self.infos:
-            raise AlreadyExists(f'snapshot "{key}"')
+            raise AlreadyExists(f"snapshot {quote(key)}")
         now = time.time_ns()
         self.infos[key] = SnapshotInfo(key, kind, parent, now, now, dict(labels))
 
@@ -114,7 +116,7 @@ class MemorySnapshotter:
         if parent not in self.infos:
             raise NotFound(f"parent snapshot {parent} does not exist")
         if self.infos[parent].kind is not Kind.COMMITTED:
-            raise InvalidArgument(f'parent "{parent}" is not committed snapshot')
+            raise InvalidArgument(f"parent {quote(parent)} is not committed snapshot")
 
     def _get(self, key: str) -> SnapshotInfo:
         if key not in self.infos:
