@@ -153,12 +153,19 @@ async def test_publish(door: Door, case: Case) -> None:
 @pytest.mark.parametrize(
     ("namespace", "answer"),
     [
-        ("", Refused(Code.FAILED_PRECONDITION, "namespace is required: failed precondition")),
+        (
+            "",
+            Refused(
+                Code.FAILED_PRECONDITION,
+                "failed publishing event: namespace is required: failed precondition",
+            ),
+        ),
         (
             "a b",
             Refused(
                 Code.INVALID_ARGUMENT,
-                f'namespace validation: identifier "a b" must match {IDENTIFIER}: invalid argument',
+                'failed publishing event: namespace validation: identifier "a b" must match '
+                f"{IDENTIFIER}: invalid argument",
             ),
         ),
     ],

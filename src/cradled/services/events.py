@@ -11,7 +11,7 @@ from cradled.api.wellknown_pb2 import Empty
 from cradled.convert import events as convert
 from cradled.convert.values import any_from_proto
 from cradled.core.events import Envelope
-from cradled.errors import Error, InvalidArgument
+from cradled.errors import Error, FailedPrecondition, InvalidArgument
 from cradled.events.exchange import Exchange
 from cradled.rpc.call import Call
 from cradled.rpc.service import Batch
@@ -22,7 +22,7 @@ class EventsService:
         self._exchange = exchange
 
     async def publish(self, call: Call, request: pb.PublishRequest) -> Empty:
-        namespace = call.scope().namespace
+        namespace = _namespace(call)
         event = any_from_proto(request.event)
         self._exchange.publish([Envelope(time.time_ns(), namespace, request.topic, event)])
         return Empty()
@@ -42,6 +42,13 @@ class EventsService:
                 yield batch
         finally:
             subscription.close()
+
+
+def _namespace(call: Call) -> str:
+    try:
+        return call.scope().namespace
+    except (FailedPrecondition, InvalidArgument) as error:
+        raise type(error)(f"failed publishing event: {error.what}") from error
 
 
 def forward(to: Callable[[Envelope], None], message: EnvelopeMessage) -> None:
