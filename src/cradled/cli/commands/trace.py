@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from cradled.client import Client
     from cradled.client.traces import Span, Trace
 
-_BAR = 32
+_BAR = 24
+_NAME = 44
+_VALUE = 20
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -69,20 +71,22 @@ def _draw(trace: Trace) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(output.instant(trace.start), no_wrap=True)
-    table.add_column(_duration(trace.seconds), justify="right", no_wrap=True)
-    table.add_column(trace.id[:16], no_wrap=True)
-    table.add_column("", overflow="ellipsis", no_wrap=True, style="dim")
-    for depth, span in _rows(trace):
+    rows = [(depth, "  " * depth + _short(span.name), span) for depth, span in _rows(trace)]
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, min_width=min(max(len(name) for _, name, _ in rows), _NAME))
+    table.add_column(justify="right", no_wrap=True, min_width=len("1.00 us"))
+    table.add_column(no_wrap=True, min_width=_BAR)
+    table.add_column(overflow="ellipsis", no_wrap=True, style="dim")
+    for depth, name, span in rows:
         style = "red" if span.error else "bold" if not depth else ""
         table.add_row(
-            Text("  " * depth + _short(span.name), style=style),
+            Text(name, style=style),
             _duration(span.seconds),
             Text(_bar(span, trace), style="red" if span.error else "cyan"),
-            Text(_details(span)),
+            Text(_details(span, _VALUE)),
         )
-    console = Console()
+    console = Console(highlight=False)
+    console.print(f"{output.instant(trace.start)}  {_duration(trace.seconds)}  {trace.id}")
     console.print(table)
     if trace.dropped:
         console.print(f"({trace.dropped} more steps were not kept)")
@@ -118,8 +122,9 @@ def _short(name: str) -> str:
     return f"{service.rpartition('.')[2]}{slash}{method}"
 
 
-def _details(span: Span) -> str:
-    words = [f"{key}={value}" for key, value in span.attributes.items()]
+def _details(span: Span, most: int | None = None) -> str:
+    """Attributes, the first ``most`` characters of each value, and the error."""
+    words = [f"{key}={str(value)[:most]}" for key, value in span.attributes.items() if value != ""]
     return " ".join([*words, *([f"error: {span.error}"] if span.error else [])])
 
 
