@@ -30,11 +30,13 @@ from cradled.rpc.service import Batch
 _log = logging.getLogger(__name__)
 
 QUEUE_BYTES = 64 << 20
-"""What may wait for one subscriber."""
+"""Memory that what waits for one subscriber may take."""
 
 _BATCH_BYTES = 15 << 10  # a batch goes out in one frame of the size that all peers take
 _SPACING = 0.001  # seconds between batches
-_OVERHEAD = 64  # bytes of an event beside its texts and payload, about
+_ON_WIRE = 40  # bytes of an envelope beside its texts and payload, about
+_IN_MEMORY = 200  # bytes of an event beside three times what it is on the wire: that is, as it
+# came, serialised, and in the batch
 
 
 class Exchange:
@@ -207,10 +209,10 @@ class _Group:
 
 
 class _Chunk:
-    """Events that are handed out together."""
+    """Events that are handed out together; ``size`` is the memory they take, about."""
 
     def __init__(self, records: list[_Record], size: int) -> None:
-        self.size = size
+        self.size = 3 * size + _IN_MEMORY * len(records)
         self._records = records
 
     @property
@@ -228,7 +230,7 @@ class _Record:
     def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
         event = envelope.event
-        self.size = _OVERHEAD + len(envelope.topic) + len(event.type_url) + len(event.value)
+        self.size = _ON_WIRE + len(envelope.topic) + len(event.type_url) + len(event.value)
 
     @functools.cached_property
     def encoded(self) -> bytes:

@@ -188,7 +188,7 @@ async def test_a_closed_one_gets_nothing_more() -> None:
 
 
 async def test_a_slow_one_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "QUEUE_BYTES", 3 << 20)
+    monkeypatch.setattr(exchanges, "QUEUE_BYTES", 9 << 20)
     exchange = Exchange()
     slow, quick = exchange.subscribe(), exchange.subscribe()
     for number in range(1, 6):
@@ -196,7 +196,7 @@ async def test_a_slow_one_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (await anext(quick)).timestamp == number
     assert [(await anext(slow)).timestamp for _ in range(3)] == [1, 2, 3]
     for _ in range(2):
-        with pytest.raises(ResourceExhausted, match="subscriber is too slow: over 3 MiB waited"):
+        with pytest.raises(ResourceExhausted, match="subscriber is too slow: over 9 MiB waited"):
             await anext(slow)
 
 
