@@ -132,6 +132,21 @@ def test_debug_socket(tmp_path: Path) -> None:
     assert not address.exists()
 
 
+def test_disabled_plugins_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        'version = 4\ndisabled_plugins = ["io.containerd.snapshotter.v1.native"]\n'
+        '[proxy_plugins.far]\ntype = "snapshot"\naddress = "/far.sock"\n'
+    )
+    with started(tmp_path, "-c", f"{tmp_path}/c.toml") as program:
+        command = ["ctr", "-a", str(program.socket), "plugins", "ls"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        plugins = [line.split()[1::2] for line in told.stdout.splitlines()]
+        assert ["overlayfs", "ok"] in plugins
+        assert ["far", "skip"] in plugins
+        assert "native" not in [id for id, *_ in plugins]
+        assert "no effect: this daemon does not use plugins" in program.log.read_text()
+
+
 def test_oom_score(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("version = 4\noom_score = 123\n")
     with started(tmp_path, "-c", f"{tmp_path}/c.toml") as program:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from cradled.daemon.config import ENTRIES, TIMEOUTS, Cgroup, Config, ConfigError, Debug, build
 from cradled.daemon.config_text import dotted
 from cradled.daemon.spelling import nearest
+from cradled.plugin.types import SERVER
 
 ERROR = "error"
 WARNING = "warning"
@@ -40,7 +41,8 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
         key = f": {dotted(self.path)}" if self.path else ""
-        near = f' (did you mean "{self.near}"?)' if self.near else ""
+        meant = self.near if '"' in self.near else f'"{self.near}"'
+        near = f" (did you mean {meant}?)" if self.near else ""
         return f"{place}{self.level}: {self.text}{key}{near}"
 
     @property
@@ -62,7 +64,7 @@ def problems(
     effect.
     """
     found = [
-        Problem(WARNING, "Ignoring unknown key in TOML", (key,), nearest(key, _TOP_LEVEL))
+        Problem(WARNING, "Ignoring unknown key in TOML", (key,), _moved(key, _TOP_LEVEL))
         for key in tables.keys() - _TOP_LEVEL
     ]
 
@@ -138,6 +140,13 @@ def _entries(cls: type[Any], tables: Mapping[str, Any], name: str, inert: str) -
             yield from _section(cls, table, path, "Ignoring unknown key in TOML")
         else:
             yield Problem(ERROR, f"{dotted(path)} must be a table, not {table!r}", path)
+
+
+def _moved(key: str, known: Iterable[str]) -> str:
+    """Where a table of older versions is now, or else the nearest key."""
+    if key in ("grpc", "ttrpc", "metrics"):
+        return dotted(("plugins", f"{SERVER}.{key}"))
+    return nearest(key, known)
 
 
 def _timeouts(table: Any, inert: Mapping[str, str]) -> Iterator[Problem]:

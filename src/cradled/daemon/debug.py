@@ -81,7 +81,8 @@ async def _heap(request: Request) -> Response:
         name = f"{type(one).__module__}.{type(one).__qualname__}"
         seen[name] += 1
         sizes[name] += sys.getsizeof(one, 0)
-    lines = [f"{'objects':>9} {'bytes':>11} type (tracked by the collector)"]
+    frozen = gc.get_freeze_count()
+    lines = [f"{'objects':>9} {'bytes':>11} type (without the start's {frozen} objects)"]
     for name, size in sizes.most_common(_TYPES):
         lines.append(f"{seen[name]:>9} {size:>11} {name}")
     if tracemalloc.is_tracing():

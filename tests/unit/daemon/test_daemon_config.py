@@ -182,6 +182,14 @@ def test_every_problem_is_told_at_once(directory: Path) -> None:
     ]
 
 
+def test_tables_that_have_moved_are_told_where(directory: Path) -> None:
+    _, problems = examine(directory, "version = 4\n[grpc]\naddress = '/x'")
+    assert said(problems) == [
+        "main.toml:2: warning: Ignoring unknown key in TOML: grpc "
+        '(did you mean plugins."io.containerd.server.v1.grpc"?)'
+    ]
+
+
 def test_strict_refuses_what_is_otherwise_a_warning(directory: Path) -> None:
     examine(directory, 'rott = "x"')
     path = f"{directory}/main.toml"
