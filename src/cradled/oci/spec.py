@@ -236,7 +236,7 @@ def memory(limit: int) -> Option:
 
 def cpus(count: float) -> Option:
     """Share of CPU time, in processors. Raises InvalidArgument below 0.01."""
-    if not count >= 0.01:
+    if not 0.01 <= count < float("inf"):
         raise InvalidArgument(f"{count} CPUs: at least 0.01")
 
     def option(spec: Spec) -> None:
@@ -307,4 +307,7 @@ def parse_size(text: str) -> int:
     match = _SIZE(text.strip())
     if match is None:
         raise InvalidArgument(f'size "{text}": want a number and one of k, m, g, t')
-    return int(float(match[1]) * (1 << 10 * " kmgt".index(match[2].lower() or " ")))
+    size = float(match[1]) * (1 << 10 * " kmgt".index(match[2].lower() or " "))
+    if size >= 1 << 63:
+        raise InvalidArgument(f'size "{text}": too large')
+    return int(size)
