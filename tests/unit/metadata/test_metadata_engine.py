@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cradled import failpoints
+from cradled import failpoints, spans
 from cradled.core.events import Envelope
 from cradled.core.values import AnyValue
 from cradled.errors import AlreadyExists, FailedPrecondition, Internal, NotFound
@@ -293,3 +293,43 @@ async def test_only_durable_commits_wait_for_the_disk(
         assert tuple(found or ()) == (level,)
     finally:
         await engine.aclose()
+
+
+async def test_what_a_commit_costs_is_told(engine: Engine) -> None:
+    sizes, waits = engine.measures.sizes, engine.measures.waits
+    before = sizes.count, waits.count
+    spans.clear()
+    with spans.span("write"):
+        await engine.run(insert("a"))
+    await engine.run(insert("b"))
+    (trace,) = spans.traces()
+    write, queued, applied, synced = trace.spans
+    assert [one.name for one in trace.spans[1:]] == [
+        "metadata.queue",
+        "metadata.apply",
+        "metadata.fsync",
+    ]
+    assert {one.parent for one in trace.spans[1:]} == {write.id}
+    assert write.start <= queued.start <= queued.end == applied.start <= applied.end
+    assert applied.end == synced.start <= synced.end <= write.end
+    assert (sizes.count, waits.count) == (before[0] + 2, before[1] + 2)
+    assert engine.measures.syncs.count == engine.measures.applying.count == sizes.count
+
+
+async def test_one_batch_is_one_commit(engine: Engine) -> None:
+    before = engine.measures.sizes.count
+    started, gate = threading.Event(), threading.Event()
+
+    def wait(tx: Transaction) -> None:
+        started.set()
+        gate.wait()
+
+    first = asyncio.ensure_future(engine.run(wait))
+    await asyncio.to_thread(started.wait)
+    rest = [asyncio.ensure_future(engine.run(insert(f"n{n}"))) for n in range(5)]
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(first, *rest)
+    counted = engine.measures.sizes
+    assert counted.count - before < 6
+    assert counted.total >= 6
