@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cradled.api import runc_options_pb2
 from cradled.core.mount import Mount
 from cradled.core.tasks import Status, Stdio
 from cradled.core.values import AnyValue
+from cradled.runtime import rootfs
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 has_go_shim = pytest.mark.skipif(not os.path.exists(GO), reason="needs containerd's runc shim")
@@ -56,6 +58,47 @@ async def test_life(node: Node) -> None:
     *_, exited, deleted = await node.heard("life", "create", "start", "exit", "delete")
     assert (exited.id, exited.pid, exited.exit_status) == ("life", pid, 7)
     assert (deleted.id, deleted.pid, deleted.exit_status) == ("", pid, 7)
+
+
+def overlay(node: Node, *more: str) -> Mount:
+    directories = [node.root.parent / name for name in ("upper", "work")]
+    for directory in directories:
+        directory.mkdir(exist_ok=True)
+    options = (f"lowerdir={node.rootfs}", f"upperdir={directories[0]}", f"workdir={directories[1]}")
+    return Mount("overlay", "overlay", (*options, *more))
+
+
+async def test_an_overlay_is_used_again_at_once(node: Node) -> None:
+    for number in range(3):
+        mounts = (overlay(node, "index=off"),)
+        await node.create("o", "/bin/sh", "-c", "echo >> /new; exit $(wc -l < /new)", rootfs=mounts)
+        await node.tasks.start(node.scope, "o")
+        assert (await node.tasks.wait(node.scope, "o")).status == number + 1
+        await node.tasks.delete(node.scope, "o")
+        assert leaks.mounts_below(str(node.bundle("o"))) == []
+
+
+async def test_a_deletion_does_not_wait_for_the_disk(
+    own: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, close = threading.Event(), rootfs._close
+
+    def slowly(fd: int) -> None:
+        gate.wait()
+        close(fd)
+
+    monkeypatch.setattr(rootfs, "_close", slowly)
+    mounts = (overlay(own),)  # with an index a second mount of the upper directory would fail
+    await own.create("o", *FOREVER, rootfs=mounts)
+    await own.tasks.delete(own.scope, "o")
+    assert leaks.mounts_below(str(own.bundle("o"))) == []
+    again = asyncio.ensure_future(own.create("o", *FOREVER, rootfs=mounts))
+    await own.create("other", *FOREVER)
+    assert not again.done()
+    gate.set()
+    assert await again > 0
+    for id in ("o", "other"):
+        await own.tasks.delete(own.scope, id)
 
 
 async def test_the_bundle(node: Node) -> None:

@@ -24,6 +24,7 @@ from cradled.runtime import bootstrap
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, group_of
 from cradled.runtime.launcher import RUNC_OPTIONS, Launcher, Launchers, runc_options
+from cradled.runtime.rootfs import Overlays, upper_of
 from cradled.runtime.shim_client import ShimClient
 from cradled.runtime.task import INIT, ShimLog, Task
 from cradled.spans import span, traced
@@ -54,6 +55,7 @@ class Assembly:
         self.state = state
         self.root = root
         self.launchers = launchers
+        self._overlays = Overlays()
 
     async def make(self, scope: Scope, container: Container, request: CreateTask) -> Task:
         """Make a task; raises what shim and OCI runtime say, and leaves nothing then."""
@@ -72,6 +74,8 @@ class Assembly:
             undo.push("clean-up of the shim", self._abandon, shim)
             client = shim.client = await self._connect(shim, request, options, group_of(spec))
             task = Task(bundle, launcher, client, shim_log, sandboxed=shim.sandboxed)
+            task.upper = upper_of(request.rootfs)
+            await self._overlays.settled(task.upper)
             try:
                 task.pid = await client.create(
                     task.id, bundle.path, request.rootfs, request.stdio, options, checkpoint
@@ -81,6 +85,13 @@ class Assembly:
             undo.commit()
         task.stdio = request.stdio
         return task
+
+    async def delete(self, task: Task) -> Exit:
+        """Have the shim delete the container. Raises what it says."""
+        # Other shims might not take no for an answer when what they unmount is in use.
+        upper = task.upper if task.launcher.is_tidy else ""
+        with self._overlays.held(task.bundle.rootfs, upper):
+            return await task.client.delete(task.id, INIT)
 
     async def dismantle(self, task: Task) -> None:
         """Remove all that is left of a task whose container was deleted."""

@@ -270,7 +270,7 @@ class TaskManager:
             if self._tasks.get(task.key) is not task:
                 raise _no_task(task.id)
             try:
-                end = await task.client.delete(task.id, INIT)
+                end = await self._assembly.delete(task)
             except NotFound:  # an earlier deletion got no further
                 await self._dismantle(task)
                 raise

@@ -45,6 +45,8 @@ class Task:
         self._log = shim_log
         self.pid = 0
         self.stdio = Stdio()
+        self.upper = ""
+        """The upper directory of its root file system, if it is known and is an overlay."""
         self.status = Status.CREATED
         self.exit_told = False
         """Whether the exit event of init has been published."""
