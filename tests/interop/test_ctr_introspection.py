@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from harness import newer
 from harness.daemon import Daemon, rows, target
 
+from cradled import errors
+from cradled.api import types_pb2, wellknown_pb2
 from cradled.core.deprecations import MESSAGES
+from cradled.core.values import AnyValue
 from cradled.linux.cgroup import Cgroup
+from cradled.proxies.introspection import ProxyIntrospection
+from cradled.rpc import grpc_client
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -123,3 +129,31 @@ def test_what_goes_out_of_support(empty_daemon: Daemon) -> None:
     (line,) = table[1:]
     assert line.startswith("io.containerd.deprecation/cgroup-v1")
     assert line.endswith(MESSAGES["cgroup-v1"])
+
+
+@ours
+async def test_a_runtime_of_others_is_asked_about_itself(
+    empty_daemon: Daemon, tmp_path: Path
+) -> None:
+    """Its shim is run with -info and given the options; what it prints is passed on."""
+    told = types_pb2.RuntimeInfo(name="strange", annotations={"a": "b"})
+    (tmp_path / "told").write_bytes(told.SerializeToString())
+    shim = tmp_path / "containerd-shim-strange-v1"
+    shim.write_text(
+        f'#!/bin/sh\n[ "$*" = -info ] || exit 3\ncat > {tmp_path}/options && cat {tmp_path}/told\n'
+    )
+    shim.chmod(0o755)
+    request = types_pb2.RuntimeRequest(
+        runtime_path=str(shim), options=wellknown_pb2.Any(type_url="some.Options", value=b"o")
+    )
+    packed = AnyValue("containerd.types.RuntimeRequest", request.SerializeToString())
+    async with await grpc_client.connect(str(empty_daemon.socket)) as channel:
+        introspection = ProxyIntrospection(channel)
+        answer = await introspection.plugin_info("io.containerd.runtime.v2", "task", packed)
+        assert answer.type_url == "containerd.types.RuntimeInfo"
+        assert types_pb2.RuntimeInfo.FromString(answer.value) == told
+        options = wellknown_pb2.Any.FromString((tmp_path / "options").read_bytes())
+        assert options == request.options
+        shim.write_text("#!/bin/sh\necho no such thing >&2; exit 3\n")
+        with pytest.raises(errors.Error, match="no such thing"):
+            await introspection.plugin_info("io.containerd.runtime.v2", "task", packed)

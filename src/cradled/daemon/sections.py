@@ -144,6 +144,11 @@ class PolicyFile(NamedTuple):
 
     path: str = ""
 
+    def check(self) -> None:
+        """Raises ValueError for a path that depends on where the daemon is started."""
+        if self.path and not self.path.startswith("/"):
+            raise ValueError(f'policy file "{self.path}" is no absolute path')
+
 
 class PolicyPython(NamedTuple):
     """``entry_point``: a name in the group ``cradled.policies``; empty: none."""

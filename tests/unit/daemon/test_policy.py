@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,29 +106,45 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
         policy.PolicyFile(path)
 
 
+INSTALLED = """
+from cradled.core.access import Verdict
+
 class Ours:
-    def decide(self, access: Access) -> Verdict:
+    def decide(self, access):
         return Verdict(access.namespace == "ns", "ours")
 
-    def reload(self) -> None:
+    def reload(self):
         raise ValueError("no news")
+"""
 
 
-def test_an_entry_point(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    class Point:
-        def load(self) -> Any:
-            return Ours
-
-    def entry_points(*, group: str, name: str) -> list[Point]:
-        return [Point()] if (group, name) == ("cradled.policies", "ours") else []
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+def test_an_entry_point_of_an_installed_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    about = tmp_path / "somebodys_policies-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: somebodys-policies\nVersion: 1.0\n"
+    )
+    (about / "entry_points.txt").write_text("[cradled.policies]\nours = somebodys_policies:Ours\n")
+    (tmp_path / "somebodys_policies.py").write_text(INSTALLED)
+    monkeypatch.syspath_prepend(tmp_path)
     found = policy.from_entry_point("ours")
+    monkeypatch.delitem(sys.modules, "somebodys_policies")
     assert found.decide(ACCESS) == (True, "ours")
+    assert found.decide(ACCESS._replace(namespace="other")) == (False, "ours")
     policy.reload([found])
     assert "the policy stays as it was: no news" in caplog.text
     with pytest.raises(ConfigError, match='no installed package has "theirs" in the entry points'):
         policy.from_entry_point("theirs")
+
+
+class Never:
+    def decide(self, access: Access) -> Verdict:
+        return Verdict(False, "ours")
+
+    def reload(self) -> None:
+        return
 
 
 @pytest.mark.parametrize(
@@ -141,7 +157,7 @@ async def test_a_denial_is_an_event_and_a_line(
     subscription = exchange.subscribe()
     caller = us()
     with pytest.raises(PermissionDenied):
-        policy.guard([Ours()], exchange).check(Access("a.B/C", namespace, "grpc", caller))
+        policy.guard([Never()], exchange).check(Access("a.B/C", namespace, "grpc", caller))
     envelope: Envelope = await anext(subscription)
     assert (envelope.namespace, envelope.topic) == (told_in, "/policy/denied")
     assert envelope.event.type_url == "google.protobuf.Struct"
