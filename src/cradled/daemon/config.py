@@ -52,15 +52,17 @@ class Cgroup(NamedTuple):
 
 
 class Debug(NamedTuple):
+    """An empty level is ``info``, an empty format ``text``."""
+
     level: str = "info"
     format: str = "text"
     log_trace_id: bool = False
 
     def check(self) -> None:
         """Raises ValueError for words that no log knows."""
-        if self.level not in LEVELS:
+        if self.level not in ("", *LEVELS):
             raise ValueError(f'unknown log level "{self.level}" ({", ".join(LEVELS)})')
-        if self.format not in FORMATS:
+        if self.format not in ("", *FORMATS):
             raise ValueError(f'unknown log format "{self.format}" ({", ".join(FORMATS)})')
 
 

@@ -63,10 +63,12 @@ def problems(
     ``sections`` has the class of each plugin's section, ``inert`` why some of their keys have no
     effect.
     """
+    gone = inert.get("", {})
     found = [
         Problem(WARNING, "Ignoring unknown key in TOML", (key,), _moved(key, _TOP_LEVEL))
-        for key in tables.keys() - _TOP_LEVEL
+        for key in tables.keys() - _TOP_LEVEL - gone.keys()
     ]
+    found += [_no_effect((key,), why) for key, why in gone.items() if tables.get(key)]
 
     own = {key: value for key, value in tables.items() if key in Config._fields}
     apart = {"plugins", *_PARTS, *ENTRIES}

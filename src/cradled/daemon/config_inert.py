@@ -52,6 +52,11 @@ _FROM_ENVIRONMENT = "tracing is configured by the environment (OTEL_*)"
 _NOT_PULLED = "this daemon does not pull and push images yet"
 
 REASONS: Mapping[str, Mapping[str, str]] = {
+    "": {
+        "plugin_dir": "plugins in Go cannot be loaded",
+        "subreaper": "shims reap their processes themselves",
+        "no_subreaper": "shims reap their processes themselves",
+    },
     "proxy_plugins": {"*": "this daemon does not use plugins of other processes yet"},
     "timeouts": {
         "io.containerd.timeout.bolt.open": "who has root has the database",
@@ -74,4 +79,7 @@ REASONS: Mapping[str, Mapping[str, str]] = {
     _OTLP: dict.fromkeys(Otlp._fields, _FROM_ENVIRONMENT),
     _TRACING: dict.fromkeys(Tracing._fields, _FROM_ENVIRONMENT),
 }
-"""Why some keys that are known change nothing, by plugin (or table) and key; ``*`` is any."""
+"""Why some keys that are known change nothing, by plugin (or table) and key; ``*`` is any.
+
+Those of no table were keys of old versions.
+"""

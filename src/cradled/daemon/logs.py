@@ -44,7 +44,7 @@ def setup(debug: Debug) -> None:
     handler.setFormatter(kind(debug.log_trace_id))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(_LEVELS[debug.level])
+    root.setLevel(_LEVELS[debug.level or "info"])
     logging.captureWarnings(True)
 
 

@@ -11,6 +11,7 @@ from cradled.daemon.config import (
     TIMEOUTS,
     Config,
     ConfigError,
+    Debug,
     ProxyPlugin,
     StreamProcessor,
 )
@@ -215,6 +216,16 @@ def test_keys_without_effect_are_noted_where_they_ask_for_something() -> None:
     assert [(one.level, one.path) for one in said] == [("note", ("timeouts", names[0]))]
 
 
+def test_keys_of_old_versions_are_noted(directory: Path) -> None:
+    _, problems = examine(directory, "no_subreaper = false\nplugin_dir = '/x'")
+    assert [(one.level, one.path) for one in problems] == [("note", ("plugin_dir",))]
+
+
+def test_empty_words_for_the_log_are_the_defaults(directory: Path) -> None:
+    config = read(directory, 'version = 2\n[debug]\nlevel = ""\nformat = ""')
+    assert config.debug == Debug("", "")
+
+
 def test_defaults_say_nothing(directory: Path) -> None:
     read(directory, config_text.full(Config(), builtins.known().sections))
 
@@ -226,7 +237,7 @@ def test_what_has_no_effect_is_a_key_that_is_there() -> None:
         if cls is not None:
             assert keys.keys() <= set(cls._fields)
         else:
-            assert uri in ("proxy_plugins", "timeouts")
+            assert uri in ("", "proxy_plugins", "timeouts")
     assert known.inert["timeouts"].keys() < TIMEOUTS.keys()
 
 
