@@ -10,8 +10,8 @@ from cradled.api.types_pb2 import Descriptor as DescriptorMessage
 from cradled.api.wellknown_pb2 import Any, Timestamp
 from cradled.core.values import AnyValue, Descriptor
 
-STRUCT = "google.protobuf.Struct"
-"""The type of events that have no type of their own (``convert.structs``)."""
+STATUS = "google.rpc.Status"
+"""The type of the events that tell of a denied call (``convert.denials``)."""
 
 NEVER = -62135596800 * 1_000_000_000
 """Midnight of 0001-01-01 in nanoseconds: what "no time" looks like to Go clients."""

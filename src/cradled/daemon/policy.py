@@ -16,13 +16,14 @@ import time
 from collections.abc import Sequence
 
 from cradled import identifiers
-from cradled.convert import structs
+from cradled.convert import denials
 from cradled.core.access import Access, Policy, Verdict
 from cradled.core.events import Envelope, Publisher
 from cradled.daemon import config_file, policy_rules
 from cradled.daemon.config import ConfigError
-from cradled.errors import InvalidArgument
+from cradled.errors import InvalidArgument, PermissionDenied
 from cradled.rpc.guard import Guard, describe
+from cradled.rpc.status import Code
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +110,11 @@ def _facts(access: Access, verdict: Verdict) -> dict[str, str]:
 
 
 def _event(access: Access, verdict: Verdict) -> Envelope:
-    """A denial as a ``google.protobuf.Struct`` of texts: clients can print it as it is."""
     namespace = access.namespace
     try:
         identifiers.validate(namespace)
     except InvalidArgument:
         namespace = DENIED_NAMESPACE
-    event = structs.of_texts(_facts(access, verdict))
+    text = str(PermissionDenied(describe(access, verdict)))
+    event = denials.event(Code.PERMISSION_DENIED, text, _facts(access, verdict))
     return Envelope(time.time_ns(), namespace, DENIED_TOPIC, event)

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from cradled.api import events_pb2 as pb
 from cradled.api import images_pb2 as images_pb
 from cradled.convert import mounts
-from cradled.convert.values import STRUCT, nanoseconds, optional_any_to_proto, timestamp
+from cradled.convert.values import STATUS, nanoseconds, optional_any_to_proto, timestamp
 from cradled.core.containers import Container
 from cradled.core.images import Image
 from cradled.core.mount import Mount
@@ -170,13 +170,13 @@ def read_task_exit(event: AnyValue) -> tuple[str, str, Exit] | None:
 def field_reader(event: AnyValue) -> Callable[[tuple[str, ...]], str | None]:
     """What filters can ask of an event: string fields by proto name, entries of ``labels``.
 
-    Of a ``google.protobuf.Struct`` these are its texts. An event of another type that is not ours,
-    or that cannot be decoded, has no fields.
+    Of the denial of a call these are its facts. An event of another type that is not ours, or that
+    cannot be decoded, has no fields.
     """
-    if event.type_url.rpartition("/")[2] == STRUCT:
-        from cradled.convert import structs
+    if event.type_url.rpartition("/")[2] == STATUS:
+        from cradled.convert import denials
 
-        texts = structs.texts(event)
+        texts = denials.texts(event)
         return lambda path: texts.get(".".join(path)) or None
     message = _decode(event)
     if message is None:

@@ -10,7 +10,7 @@ from cradled.api import events_pb2, images_pb2
 from cradled.api import events_service_pb2 as pb
 from cradled.api.wellknown_pb2 import Timestamp
 from cradled.convert import events as convert
-from cradled.convert.values import STRUCT, any_to_proto, nanoseconds
+from cradled.convert.values import STATUS, any_to_proto, nanoseconds
 from cradled.core.events import Envelope
 from cradled.core.scope import Scope
 from cradled.core.values import AnyValue
@@ -39,10 +39,10 @@ def fields(event: AnyValue) -> dict[str, Any]:
     Only fields that are set. Times are nanoseconds since the epoch, bytes base64 text.
     """
     full_name = event.type_url.rpartition("/")[2]
-    if full_name == STRUCT:
-        from cradled.convert import structs
+    if full_name == STATUS:
+        from cradled.convert import denials
 
-        return {**structs.texts(event)}
+        return {**denials.texts(event)}
     for module in _MODULES:
         message_class = getattr(module, full_name.rpartition(".")[2], None)
         if message_class is not None and message_class.DESCRIPTOR.full_name == full_name:

@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
+from cradled.api.google_rpc_pb2 import Status
 from cradled.core.access import Access, Verdict
 from cradled.core.events import Envelope
 from cradled.daemon import policy
@@ -160,8 +161,13 @@ async def test_a_denial_is_an_event_and_a_line(
         policy.guard([Never()], exchange).check(Access("a.B/C", namespace, "grpc", caller))
     envelope: Envelope = await anext(subscription)
     assert (envelope.namespace, envelope.topic) == (told_in, "/policy/denied")
-    assert envelope.event.type_url == "google.protobuf.Struct"
-    assert MessageToDict(Struct.FromString(envelope.event.value)) == {
+    assert envelope.event.type_url == "google.rpc.Status"
+    status = Status.FromString(envelope.event.value)
+    (line,) = caplog.messages
+    assert (status.code, status.message) == (7, f"{line}: permission denied")
+    (detail,) = status.details
+    assert detail.type_url == "google.protobuf.Struct"
+    assert MessageToDict(Struct.FromString(detail.value)) == {
         "method": "a.B/C",
         "namespace": namespace,
         "transport": "grpc",
@@ -171,5 +177,4 @@ async def test_a_denial_is_an_event_and_a_line(
         "gid": str(caller.gid),
         "executable": caller.executable,
     }
-    (line,) = caplog.messages
     assert line.startswith(f"policy: uid {caller.uid} (pid {caller.pid}, {caller.executable}) may")

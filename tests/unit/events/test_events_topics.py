@@ -6,7 +6,7 @@ import pytest
 
 from cradled.api import events_pb2 as pb
 from cradled.api import images_pb2
-from cradled.convert import structs
+from cradled.convert import denials
 from cradled.core.containers import Container, Runtime
 from cradled.core.images import Image
 from cradled.core.mount import Mount
@@ -80,6 +80,7 @@ def test_exits_are_read_back() -> None:
     assert topics.read_task_exit(AnyValue("unknown")) is None
 
 
+DENIED = denials.event(7, "no", {"uid": "7", "none": ""})
 CREATED = topics.task_created("c", "/b", [], Stdio(stdout="/out"), 7)
 
 
@@ -109,10 +110,12 @@ CREATED = topics.task_created("c", "/b", [], Stdio(stdout="/out"), 7)
         (CREATED, "nothing", None),
         (topics.task_started("", 7), "container_id", None),
         (("", AnyValue("unknown", b"1")), "id", None),
-        (("", structs.of_texts({"uid": "7", "no": ""})), "uid", "7"),
-        (("", structs.of_texts({"uid": "7", "no": ""})), "no", None),
-        (("", structs.of_texts({"uid": "7"})), "gid", None),
-        (("", AnyValue("google.protobuf.Struct", b"\xff")), "uid", None),
+        (("", DENIED), "uid", "7"),
+        (("", DENIED), "message", "no"),
+        (("", DENIED), "none", None),
+        (("", DENIED), "gid", None),
+        (("", DENIED), "code", None),
+        (("", AnyValue("google.rpc.Status", b"\xff")), "uid", None),
     ],
 )
 def test_fields(event: topics.Event, path: str, value: str | None) -> None:
