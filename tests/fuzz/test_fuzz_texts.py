@@ -38,7 +38,7 @@ def check_filter(text: str) -> None:
     try:
         parsed = filters.parse([text])
     except InvalidArgument:
-        with pytest.raises(InvalidArgument, match="^filters: parse error: "):
+        with pytest.raises(InvalidArgument, match=r"^filters: parse error: "):
             filters.parse([text])
         return
     assert not text or parsed.fields()

@@ -56,7 +56,7 @@ def _query(options: AnyValue) -> dict[str, Any]:
         raise InvalidArgument(f"unexpected options of type {options.type_url}")
     try:
         query = json.loads(options.value or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"query: {error}") from None
     if not isinstance(query, dict):
         raise InvalidArgument("query: no object")

@@ -153,5 +153,5 @@ def choose(view: Index, wanted: Iterable[Platform] | None = None) -> Descriptor:
 def _decode(decoder: msgspec.json.Decoder[_T], data: bytes, what: str) -> _T:
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"image {what}: {error}") from error

@@ -103,7 +103,7 @@ def _parse_json(output: bytes) -> Bootstrap | None:
         if version < 2:
             return None
         return Bootstrap(int(version), str(values["address"]), str(values["protocol"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

@@ -11,13 +11,14 @@
         sandbox                   the sandbox whose shim it is, if any
         exit.json, options.json, runtime, init.pid, ...   by the shim
 
-A bundle that is being removed is renamed to ``.<id>`` first; one left like this by a crash is
-removed at the next start. Nothing is synced: what is under the state does not outlive a reboot.
+A bundle that is being removed is renamed to ``.<id>.<number>`` first; one left like this by a
+crash is removed at the next start. Nothing is synced: what is under the state does not outlive a reboot.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from contextlib import suppress
@@ -29,6 +30,8 @@ from cradled.linux import fs, mount
 from cradled.linux.tree import remove_tree
 from cradled.runtime import bootstrap
 from cradled.runtime.bootstrap import Bootstrap
+
+_removals = itertools.count()
 
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
@@ -114,6 +117,11 @@ class Bundle:
 
     def remove(self) -> None:
         """Unmount and remove it with its work directory; one that is not there is fine."""
+        for hidden in self.hide():
+            remove_tree(hidden)
+
+    def hide(self) -> list[str]:
+        """As ``remove``, but what takes time is put out of the way, for ``remove_tree``."""
         with suppress(FileNotFoundError):
             try:
                 os.rmdir(self.rootfs)  # fails where something is mounted, which is rare
@@ -121,14 +129,15 @@ class Bundle:
                 if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                     raise
                 mount.unmount_below(self.rootfs, detach=True)
-        _remove_by_rename(self.path)
+        hidden = _hide(self.path)
         with suppress(FileNotFoundError):
             try:
                 os.rmdir(self.work)  # mostly nothing was put there
             except OSError as error:
                 if error.errno != errno.ENOTEMPTY:
                     raise
-                _remove_by_rename(self.work)
+                hidden += _hide(self.work)
+        return hidden
 
 
 def group_of(spec: bytes) -> str:
@@ -167,33 +176,32 @@ def _names(directory: str) -> list[str]:
     return names
 
 
-def _remove_by_rename(path: str) -> None:
+def _hide(path: str) -> list[str]:
+    """Rename a directory out of sight; its new path, unless there is none."""
     head, name = os.path.split(path)
-    hidden = f"{head}/.{name}"
+    hidden = f"{head}/.{name}.{next(_removals)}"
     try:
         os.rename(path, hidden)
     except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        remove_tree(hidden)  # an earlier removal did not get through
-        os.rename(path, hidden)
-    remove_tree(hidden)
+        return []
+    return [hidden]
 
 
 def _root_group(spec: bytes) -> int:
     """The group on the host of the container's group 0; 0 unless it has a user namespace."""
     if b'"gidMappings"' not in spec:
         return 0
-    mappings = (_parse(spec).get("linux") or {}).get("gidMappings") or []
-    return next((int(m.get("hostID", 0)) for m in mappings if not m.get("containerID", 0)), 0)
+    try:
+        mappings = (_parse(spec).get("linux") or {}).get("gidMappings") or []
+        return next((int(m.get("hostID", 0)) for m in mappings if not m.get("containerID", 0)), 0)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise Error(f"spec: linux.gidMappings: {error}") from None
 
 
 def _parse(spec: bytes) -> dict[str, Any]:
     try:
         values = json.loads(spec)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Error(f"spec is no JSON: {error}") from None
     return values if isinstance(values, dict) else {}
 

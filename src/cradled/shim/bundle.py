@@ -113,9 +113,9 @@ def group_annotations(bundle: str) -> dict[str, str]:
 
     try:
         found = json.loads(spec).get("annotations") or {}
-    except (ValueError, AttributeError):
+        return {name: found[name] for name in GROUP_ANNOTATIONS if isinstance(found.get(name), str)}
+    except (ValueError, AttributeError, RecursionError):
         return {}
-    return {name: found[name] for name in GROUP_ANNOTATIONS if isinstance(found.get(name), str)}
 
 
 def write(path: str, text: str, mode: int) -> None:

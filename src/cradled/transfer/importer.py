@@ -235,7 +235,7 @@ def _clean(name: bytes) -> str:
 def _decode(data: bytes, kind: Any, what: str) -> Any:
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"image archive: {what}: {error}") from error
 
 
