@@ -16,6 +16,7 @@ import stat
 import struct
 
 PATH_LIMIT = 107
+PORT_LIMIT = 65535
 BACKLOG = 4096
 
 
@@ -85,7 +86,7 @@ def listen(path: str, *, mode: int = 0o660, uid: int = 0, gid: int = 0) -> socke
 def listen_tcp(address: str) -> socket.socket:
     """A listening TCP socket at ``host:port``, an empty host being all. Raises StartError."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
+    if not colon or not port.isdecimal() or int(port) > PORT_LIMIT:
         raise StartError(f'address "{address}" is not host:port')
     try:
         (family, kind, protocol, _, name), *_ = socket.getaddrinfo(
@@ -100,7 +101,7 @@ def listen_tcp(address: str) -> socket.socket:
         except OSError:
             sock.close()
             raise
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise StartError(f"cannot listen at {address}: {error}") from error
     return sock
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cradled.daemon.listeners import StartError, hold, listen, make_directory, remove
+from cradled.daemon.listeners import StartError, hold, listen, listen_tcp, make_directory, remove
 
 
 @pytest.fixture
@@ -115,3 +115,23 @@ def test_directory_in_a_files_place_is_told(tmp_path: Path) -> None:
         make_directory(str(tmp_path / "f"), 0o700, "root")
     with pytest.raises(StartError, match=f"root {tmp_path}/f/x"):
         make_directory(str(tmp_path / "f" / "x"), 0o700, "root")
+
+
+@pytest.mark.parametrize(
+    ("address", "host"), [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("localhost:0", "")]
+)
+def test_tcp_addresses(address: str, host: str) -> None:
+    with listen_tcp(address) as sock:
+        assert sock.getsockname()[0] == host or not host
+        assert not sock.getblocking()
+        with socket.create_connection(sock.getsockname()[:2], 10):
+            pass
+        taken = f"{sock.getsockname()[0]}:{sock.getsockname()[1]}"
+        with pytest.raises(StartError, match=r"cannot listen at .*in use"):
+            listen_tcp(taken)
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", "host:x", "127.0.0.1:99999", "no host:1"])
+def test_what_is_no_tcp_address(address: str) -> None:
+    with pytest.raises(StartError, match=r"is not host:port|cannot listen at"):
+        listen_tcp(address)
