@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 import cradled
 from cradled.client import Client, Container
 from cradled.errors import Error, NotFound
-from harness.daemon import Daemon, rows
+from harness.daemon import Daemon, rows, wait_until
 from harness.images import LayerTar, TestImage
 
 IMAGE = "docker.io/library/busybox:test"
@@ -302,8 +302,10 @@ class People:
 
         None comes before the shell is there: the runtime's init would end by it, with 2.
         """
-        while Path(f"/proc/{life.pid}/comm").read_text() != "sh\n":
-            await asyncio.sleep(POLL)
+        shell = Path(f"/proc/{life.pid}/comm")
+        await asyncio.to_thread(
+            wait_until, lambda: shell.read_text() == "sh\n", "the shell is there"
+        )
         while True:
             state = await self.killer.surely(lambda: self.hands.state(life.name))
             assert state is not None, f"{life} is gone"
