@@ -68,9 +68,13 @@ def test_writes_say_what_they_waited_for(cradle: Cradle) -> None:
 
 def test_an_import_step_by_step(cradle: Cradle) -> None:
     steps = the_one(cradle, "import.read")
-    assert {"content.commit", "content.fsync", "unpack", "unpack.apply", "snapshot.commit"} <= (
-        steps.keys()
+    assert {"content.commit", "content.fsync", "unpack", "snapshot.commit"} <= steps.keys()
+    apply, write, inflate = (
+        steps[name] for name in ("unpack.apply", "layer.write", "layer.decompress")
     )
+    assert write["parent"] == inflate["parent"] == apply["id"]
+    assert apply["start"] <= write["start"] <= write["end"] <= apply["end"]
+    assert float(inflate["attributes"]["busy"].removesuffix(" ms")) > 0
 
 
 def test_a_command_is_one_trace(cradle: Cradle) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from queue import SimpleQueue
@@ -185,11 +186,14 @@ class LayerStream:
     """Blocks of a layer's uncompressed stream; ``digest`` and ``size`` of all of it at the end.
 
     A context manager: leaving it ends the thread, wherever the reading stands. What goes wrong in
-    the thread is raised by the iteration.
+    the thread is raised by the iteration. In nanoseconds: ``began`` and ``ended`` are when the
+    thread did, by the monotonic clock; ``busy`` is its processor time, ``waited`` what readers
+    waited for it.
     """
 
     def __init__(self, read: Read, *, sniff: bool = True) -> None:
         self.size = 0
+        self.began = self.ended = self.busy = self.waited = 0
         self._hash = hashlib.sha256()
         self._read = read
         self._sniff = sniff
@@ -223,7 +227,9 @@ class LayerStream:
 
     def __next__(self) -> bytes:
         if self._end is None:
+            asked = time.monotonic_ns()
             block = self._blocks.get()
+            self.waited += time.monotonic_ns() - asked
             self._room.release()
             if isinstance(block, bytes):
                 return block
@@ -237,6 +243,7 @@ class LayerStream:
 
     def _produce(self) -> None:
         end: BaseException = StopIteration()
+        self.began = time.monotonic_ns()
         try:
             for block in _gathered(uncompressed(self._read, sniff=self._sniff)):
                 self._hash.update(block)
@@ -247,6 +254,8 @@ class LayerStream:
                 self._blocks.put(block)
         except BaseException as error:  # raised again where the blocks are read
             end = error
+        self.busy = time.thread_time_ns()
+        self.ended = time.monotonic_ns()
         self._blocks.put(end)
 
 

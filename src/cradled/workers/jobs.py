@@ -6,6 +6,7 @@ A failure comes back as ``{"error": [class, text]}``, the class one of ``cradled
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
@@ -27,6 +28,7 @@ Params = dict[str, Any]
 MountWords = tuple[str, str, Sequence[str], str]
 """Type, source, options, target below the root."""
 
+_steps: list[tuple[str, int, int, dict[str, str]]] = []
 _MOST_IMPLIED = 32 << 10  # bytes of paths; a reply has to fit into one packet
 
 
@@ -38,7 +40,17 @@ def load() -> None:
 
 
 def run(job: str, params: Params, fds: Sequence[int], mountpoint: str) -> dict[str, Any]:
-    """Do a job and tell how it went. ``mountpoint`` is a directory to mount on."""
+    """Do a job and tell how it went. ``mountpoint`` is a directory to mount on.
+
+    ``steps`` of the reply are what took time: name, begin and end by the monotonic clock, which all
+    processes share, and what else there is to tell.
+    """
+    _steps.clear()
+    reply = _run(job, params, fds, mountpoint)
+    return {**reply, "steps": list(_steps)} if _steps else reply
+
+
+def _run(job: str, params: Params, fds: Sequence[int], mountpoint: str) -> dict[str, Any]:
     try:
         return {"result": JOBS[job](params, fds, mountpoint)}
     except errors.Error as error:
@@ -94,11 +106,22 @@ class Layer:
 
     def apply(self, unpacker: Unpacker, target: str, sync: bool) -> Applied:
         """Apply to what lies on the file system of ``target``; ``sync`` makes that durable then."""
+        begun = time.monotonic_ns()
         with closing(unpacker), self.stream() as stream, EarlyWriteback(target):
             applied = apply(stream, unpacker)
+        _note_layer(stream, begun)
         if sync:
+            begun = time.monotonic_ns()
             sync_filesystem(target)
+            _steps.append(("layer.sync", begun, time.monotonic_ns(), {}))
         return applied
+
+
+def _note_layer(stream: LayerStream, begun: int) -> None:
+    """The two threads that a layer takes: one waits for the other, as it should be."""
+    busy, waited = (f"{part / 1e6:.1f} ms" for part in (stream.busy, stream.waited))
+    _steps.append(("layer.decompress", stream.began, stream.ended, {"busy": busy}))
+    _steps.append(("layer.write", begun, time.monotonic_ns(), {"waited": waited}))
 
 
 def direct_target(plans: Sequence[MountWords]) -> str | None:
@@ -161,6 +184,7 @@ def _apply_apart(params: Params, fds: Sequence[int], _mountpoint: str) -> dict[s
     upper = params["upper"]
     layer = Layer(fds[0], params["sniff"])
     unpacker = ApartUnpacker(upper, devices=layer.devices)
+    begun = time.monotonic_ns()
     with closing(unpacker), layer.stream() as stream, EarlyWriteback(upper):
         try:
             apply(stream, unpacker)
@@ -169,6 +193,7 @@ def _apply_apart(params: Params, fds: Sequence[int], _mountpoint: str) -> dict[s
         except LowersNeeded:
             stream.drain()  # what the whole layer is, is told all the same
             implied, needs_lowers = [], True
+    _note_layer(stream, begun)
     if needs_lowers:
         _empty(upper)
         implied = []

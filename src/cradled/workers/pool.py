@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from cradled import errors
+from cradled import errors, spans
 from cradled.zygote import protocol
 
 ENTRY = "cradled.workers.main:forked"
@@ -85,6 +85,9 @@ class Pool:
                 worker.close()
             else:
                 self._park(worker)
+        if (span := spans.current()) is not None:
+            for name, begun, ended, told in reply.get("steps", ()):
+                spans.record(span, name, begun, ended, **told)
         if "error" in reply:
             kind, text = reply["error"]
             raise getattr(errors, kind)(text)
@@ -116,7 +119,10 @@ class Pool:
     async def _start(self, roots: list[str]) -> _Worker:
         if self._closed:
             raise errors.FailedPrecondition("the worker pool is closed")
-        params = self._params | {"roots": roots}
+        with spans.span("worker.start"):
+            return await self._forked(self._params | {"roots": roots})
+
+    async def _forked(self, params: dict[str, Any]) -> _Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
