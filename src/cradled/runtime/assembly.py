@@ -20,6 +20,7 @@ from cradled.core.scope import Scope
 from cradled.core.tasks import CreateTask, Exit
 from cradled.core.values import AnyValue
 from cradled.errors import Unimplemented
+from cradled.linux.tree import remove_tree
 from cradled.runtime import bootstrap
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, group_of
@@ -135,12 +136,18 @@ class Assembly:
         return True
 
     async def remove(self, bundle: Bundle) -> None:
-        """Remove a bundle; if that fails it is the next start's."""
+        """Remove a bundle; if that fails it is the next start's.
+
+        What takes time goes on when this returns.
+        """
         try:
             with span("bundle.remove"):
-                await threads.run("fs", bundle.remove)
+                hidden = await threads.run("fs", bundle.hide)
         except OSError as error:
             log.error("bundle %s was not removed: %s", bundle.path, error)
+        else:
+            if hidden:
+                threads.begin("fs", _clear, hidden)
 
     def _bundle(self, namespace: str, id: str) -> Bundle:
         path, work = (f"{base}/{namespace}/{id}" for base in (self.state, self.root))
@@ -183,6 +190,15 @@ class Assembly:
             log.debug("shutdown of the shim of %s: %s", task.id, error)
         finally:
             await task.aclose()
+
+
+def _clear(directories: list[str]) -> None:
+    """Blocking: remove what bundles left."""
+    for directory in directories:
+        try:
+            remove_tree(directory)
+        except OSError as error:
+            log.error("%s was not removed: %s", directory, error)
 
 
 def _chosen(of_task: AnyValue | None, of_container: AnyValue | None) -> AnyValue | None:

@@ -12,7 +12,8 @@
         exit.json, options.json, runtime, init.pid, ...   by the shim
 
 A bundle that is being removed is renamed to ``.<id>.<number>`` first; one left like this by a
-crash is removed at the next start. Nothing is synced: what is under the state does not outlive a reboot.
+crash is removed at the next start. Nothing is synced: what is under the state does not outlive a
+reboot.
 """
 
 from __future__ import annotations
@@ -179,12 +180,17 @@ def _names(directory: str) -> list[str]:
 def _hide(path: str) -> list[str]:
     """Rename a directory out of sight; its new path, unless there is none."""
     head, name = os.path.split(path)
-    hidden = f"{head}/.{name}.{next(_removals)}"
-    try:
-        os.rename(path, hidden)
-    except FileNotFoundError:
-        return []
-    return [hidden]
+    while True:
+        hidden = f"{head}/.{name}.{next(_removals)}"
+        try:
+            os.rename(path, hidden)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # of another process's time
+                raise
+        else:
+            return [hidden]
 
 
 def _root_group(spec: bytes) -> int:

@@ -1,5 +1,6 @@
 """Bundles on a real file system."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cradled import errors
+from cradled.runtime import bundle as runtime_bundle
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, bundles, group_of, remove_orphans
 
@@ -110,13 +112,23 @@ def test_the_log_never_ends_and_never_blocks(bundle: Bundle) -> None:
     os.close(reader)
 
 
-def test_removal_replaces_what_an_earlier_one_left(bundle: Bundle, tmp_path: Path) -> None:
-    for place in ("state/ns/.id/rest", "root/ns/.id/rest"):
+def test_removal_leaves_alone_what_an_earlier_one_left(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_bundle, "_removals", itertools.count())
+    for place in ("state/ns/.id.0/rest", "root/ns/.id.2/rest"):
         (tmp_path / place).mkdir(parents=True)
+    left = tree(tmp_path)
     bundle.create(b"{}", "/bin/shim")
     (Path(bundle.work) / "dump").touch()
+    assert bundle.hide() == [f"{tmp_path}/state/ns/.id.1", f"{tmp_path}/root/ns/.id.3"]
+    assert not Path(bundle.path).exists()
+    assert not Path(bundle.work).exists()
+    bundle.create(b"{}", "/bin/shim")
     bundle.remove()
-    assert tree(tmp_path) == ["root", "root/ns", "state", "state/ns"]
+    bundles(f"{tmp_path}/state", f"{tmp_path}/root")
+    remove_orphans(f"{tmp_path}/state", f"{tmp_path}/root")
+    assert tree(tmp_path) == ["root", "root/ns", "state", "state/ns"] != left
 
 
 def test_finding_bundles_removes_what_was_being_removed(tmp_path: Path) -> None:

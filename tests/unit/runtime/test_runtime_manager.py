@@ -11,6 +11,7 @@ import pytest
 from harness.fake_shim import FakeShims
 
 from cradled import errors
+from cradled.aio import threads
 from cradled.core.containers import Container, Runtime
 from cradled.core.events import Envelope
 from cradled.core.scope import Scope
@@ -61,7 +62,8 @@ class World:
 
     def bundles(self) -> list[str]:
         places = (self.directory / "state" / "ns", self.directory / "root" / "ns")
-        return [path.name for place in places if place.exists() for path in place.iterdir()]
+        names = [path.name for place in places if place.exists() for path in place.iterdir()]
+        return [name for name in names if not name.startswith(".")]
 
 
 @pytest.fixture
@@ -71,7 +73,10 @@ async def world() -> AsyncIterator[World]:
     yield world
     await world.manager.aclose()
     await world.shims.aclose()
+    threads.close()
+    left = [path for path in directory.rglob("*") if path.name.startswith(".")]
     shutil.rmtree(directory)
+    assert left == []
 
 
 async def until(condition: Any) -> None:
