@@ -1,4 +1,7 @@
-"""Tar streams made of and mutated by chance: an ArchiveError or a tree inside of the target."""
+"""Tar streams made of and mutated by chance: an ArchiveError or a tree inside of the target.
+
+A file of ``corpus/tar`` is a layer, one of ``corpus/decompress`` a compressed stream.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from harness.corpus import fuzz, replay
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cradled.archive.apply import Unpacker, apply
@@ -94,9 +98,9 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.one_of(mutated(), st.binary(max_size=2000)), st.integers(1, 1500))
-def test_reading_is_the_same_however_the_stream_is_cut(data: bytes, size: int) -> None:
+def check_reading(data: bytes, size: int) -> None:
+    """However the stream is cut, it is the same."""
+
     def outcome(blocks: list[bytes]) -> list[object]:
         found: list[object] = []
         reader = TarReader(blocks)
@@ -113,7 +117,21 @@ def test_reading_is_the_same_however_the_stream_is_cut(data: bytes, size: int) -
     assert outcome([data]) == outcome(pieces)
 
 
-@settings(max_examples=500, deadline=None)
+@fuzz(300)
+@given(st.one_of(mutated(), st.binary(max_size=2000)), st.integers(1, 1500))
+def test_reading_is_the_same_however_the_stream_is_cut(data: bytes, size: int) -> None:
+    check_reading(data, size)
+
+
+@replay("tar")
+def test_kept_layers(data: bytes) -> None:
+    for size in (1, 511, 512, 513):
+        check_reading(data, size)
+    for rules in (Unpacker, OverlayUnpacker):
+        check_unpacking(rules, [data, data])
+
+
+@fuzz(500)
 @given(st.binary(max_size=200))
 def test_records(data: bytes) -> None:
     try:
@@ -146,9 +164,13 @@ def state(top: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("rules", [Unpacker, OverlayUnpacker])
-@settings(max_examples=150, deadline=None)
+@fuzz(150)
 @given(layers=st.lists(mutated(), min_size=1, max_size=3))
 def test_unpacking_stays_inside(rules: type[Unpacker], layers: list[bytes]) -> None:
+    check_unpacking(rules, layers)
+
+
+def check_unpacking(rules: type[Unpacker], layers: list[bytes]) -> None:
     with place() as top:
         before = state(top)
         descriptors = len(os.listdir("/proc/self/fd"))
@@ -167,16 +189,33 @@ def test_unpacking_stays_inside(rules: type[Unpacker], layers: list[bytes]) -> N
         assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(300)
 @given(
     st.sampled_from([b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18", b""]),
     st.binary(max_size=500),
     st.integers(1, 100),
 )
 def test_decompression(start: bytes, rest: bytes, most: int) -> None:
-    source = io.BytesIO(start + rest)
+    check_decompression(start + rest, most)
+
+
+@replay("decompress")
+def test_kept_streams(data: bytes) -> None:
+    """In pieces of any size they are the same; how much comes before an error is left open."""
+    size, error = check_decompression(data, len(data) + 1)
+    for most in (1, 3, 100):
+        again = check_decompression(data, most)
+        assert again[1] == error
+        assert error or again[0] == size
+
+
+def check_decompression(data: bytes, most: int) -> tuple[int, str]:
+    """How many bytes came out, and by which error they ended."""
+    source, size = io.BytesIO(data), 0
     try:
         for block in uncompressed(lambda length: source.read(min(length, most))):
             assert len(block) <= 256 * 1024
-    except ArchiveError:
-        pass
+            size += len(block)
+    except ArchiveError as error:
+        return size, type(error).__name__
+    return size, ""
