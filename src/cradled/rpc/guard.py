@@ -89,14 +89,15 @@ class UnixCaller:
 
     @classmethod
     def of(cls, sock: socket.socket) -> UnixCaller | None:
-        """None for a peer without credentials."""
-        known = Peer.of(sock)
-        if known is None:
-            return None
+        """None for a peer without credentials, or whose credentials cannot be had.
+
+        Raises nothing: a connection must not be left without its guard.
+        """
         try:
-            return cls(sock, known, peer.groups(sock))
-        except OSError:  # it hung up already, or its groups are beyond knowing: nobody
-            log.debug("cannot read the groups of %s", known, exc_info=True)
+            known = Peer.of(sock)
+            return None if known is None else cls(sock, known, peer.groups(sock))
+        except Exception:
+            log.exception("cannot tell who is at the other end")
             return None
 
     @cached_property

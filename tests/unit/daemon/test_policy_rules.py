@@ -8,13 +8,15 @@ import tomllib
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cradled import api
 from cradled.api import pool
 from cradled.core.access import Access, Verdict
 from cradled.daemon.config import ConfigError
 from cradled.daemon.policy_reads import READS
-from cradled.daemon.policy_rules import parse
+from cradled.daemon.policy_rules import Rule, parse
 
 CONTAINERS = "containerd.services.containers.v1.Containers"
 
@@ -164,6 +166,40 @@ def test_what_is_no_policy(text: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(tomllib.loads(text))
     assert says in str(caught.value)
+
+
+KEYS = st.sampled_from([*Rule._fields, "verdict", "default", "rules", "other"])
+WORDS = st.text(alphabet="ab*?[]!-^\\/.\n\0é", max_size=6)
+VALUES = st.recursive(
+    st.one_of(WORDS, st.integers(), st.booleans(), st.floats(), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=12,
+)
+LIKELY = st.fixed_dictionaries(
+    {"verdict": st.sampled_from(["allow", "deny"])},
+    optional={
+        "methods": st.lists(WORDS.map("{}*".format), max_size=3),
+        "namespaces": st.lists(WORDS, max_size=3),
+        "executables": st.lists(WORDS.map("/{}".format), max_size=3),
+        "uids": st.lists(st.integers(), max_size=3),
+    },
+)
+POLICIES = st.one_of(
+    st.dictionaries(KEYS, VALUES, max_size=4),
+    st.lists(LIKELY, max_size=3).map(lambda rules: {"rules": rules}),
+)
+
+
+@given(POLICIES)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_is_read_gives_rules_or_an_error(table: Any) -> None:
+    try:
+        rules = parse(table)
+    except ConfigError:
+        return
+    for caller in (Somebody(), None):
+        verdict = rules.decide(Access(f"{CONTAINERS}/List", "ns", "grpc", caller))
+        assert isinstance(verdict.allowed, bool)
 
 
 def _methods() -> set[str]:

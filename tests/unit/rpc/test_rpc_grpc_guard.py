@@ -18,6 +18,7 @@ from cradled.api import events_service_pb2, events_ttrpc_pb2, namespaces_pb2, ve
 from cradled.api.types_pb2 import Envelope
 from cradled.api.wellknown_pb2 import Empty
 from cradled.core.access import Access, Verdict
+from cradled.linux import peer
 from cradled.rpc import grpc_client, ttrpc_client
 from cradled.rpc.call import Call
 from cradled.rpc.grpc_server import GrpcServer
@@ -164,6 +165,23 @@ async def test_a_tcp_peer_has_no_credentials() -> None:
         "policy: a peer without credentials may not call test.Echo/Say"
         ' (rule "fake"): permission denied'
     )
+
+
+@pytest.mark.parametrize("kind", ["grpc", "ttrpc"])
+async def test_a_peer_that_cannot_be_told_is_nobody(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is guarded all the same."""
+
+    def groups(sock: socket.socket) -> frozenset[int]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(peer, "groups", groups)
+    policy = Fake("test.Echo/Say")
+    async with served(tmp_path, policy, kind=kind) as world:
+        with pytest.raises(errors.PermissionDenied, match="a peer without credentials may not"):
+            await world.stub.say(message("hi"))
+        assert [access.caller for access in policy.asked] == [None]
 
 
 NAMESPACES = namespaces_pb2.Namespaces
