@@ -14,9 +14,9 @@ from harness.cradle import IMAGE, Cradle, running_cradle
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-@pytest.fixture
-def cradle(tmp_path: Path) -> Iterator[Cradle]:
-    with running_cradle(tmp_path) as cradle:
+@pytest.fixture(scope="module")
+def cradle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cradle]:
+    with running_cradle(tmp_path_factory.mktemp("c")) as cradle:
         config = (
             f'version = 4\nroot = "{cradle.daemon.root}"\nstate = "{cradle.daemon.state}"\n'
             '[plugins."io.containerd.server.v1.grpc"]\n'
@@ -57,7 +57,10 @@ def test_a_daemon_that_works_and_one_that_was_killed(cradle: Cradle) -> None:
 
 def test_a_socket_for_everybody_fails(cradle: Cradle) -> None:
     cradle.daemon.socket.chmod(0o666)
-    found = examine(cradle, status=1)
+    try:
+        found = examine(cradle, status=1)
+    finally:
+        cradle.daemon.socket.chmod(0o660)
     assert found["daemon socket"]["status"] == "fail"
 
 
