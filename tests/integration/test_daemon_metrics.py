@@ -17,9 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cradled import errors
 from cradled.client import Client
+from cradled.core.access import Access, Verdict
 from cradled.daemon.app import App
 from cradled.daemon.config import Config
 from cradled.daemon.metrics import Metrics
+from cradled.rpc.guard import Guard
 from cradled.rpc.inprocess import InProcess
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -144,3 +146,19 @@ async def test_collections_are_counted(app: App) -> None:
     assert value(samples, "containerd_gc_collections_total", status="success") >= 1
     assert value(samples, "containerd_gc_collections_total", status="fail") == 0
     assert value(samples, "containerd_gc_gc_seconds_count") >= 1
+
+
+async def test_denials_are_counted_where_there_is_a_policy(app: App) -> None:
+    class Never:
+        def decide(self, access: Access) -> Verdict:
+            return Verdict(False, "never")
+
+        def reload(self) -> None:
+            return
+
+    with Metrics(app) as metrics:
+        assert "cradled_policy_denied_total" not in await read(metrics)
+        app.guard = Guard([Never()], lambda access, verdict: None)
+        with pytest.raises(errors.PermissionDenied):
+            app.guard.check(Access("a.B/C", "", "grpc", None))
+        assert value(await read(metrics), "cradled_policy_denied_total") == 1

@@ -109,6 +109,8 @@ class Metrics:
         for name, count in watchdog.held.items():
             page.counter("cradled_loop_held_total", "Times it was over 5 ms late", count, by=name)
         page.gauge("cradled_spans_open", "Steps under way", len(spans.under_way()))
+        if (guard := self._app.guard) is not None:
+            page.counter("cradled_policy_denied_total", "Calls a policy denied", guard.denials)
         zygote = self._get(t.FORKED, "zygote")
         if zygote is not None:
             page.counter("cradled_zygote_starts_total", "Fork servers started", zygote.starts)

@@ -35,6 +35,8 @@ class Guard:
     ) -> None:
         self._policies = tuple(policies)
         self._denied = denied
+        self.denials = 0
+        """How many calls were denied."""
 
     def routes(self, router: Router, sock: socket.socket) -> Routes:
         """The router as the peer of a connected socket may use it."""
@@ -45,6 +47,7 @@ class Guard:
         for policy in self._policies:
             verdict = _ask(policy, access)
             if not verdict.allowed:
+                self.denials += 1
                 self._denied(access, verdict)
                 raise PermissionDenied(describe(access, verdict))
 

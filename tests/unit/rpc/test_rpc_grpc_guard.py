@@ -46,8 +46,8 @@ class Fake:
 
 
 class World:
-    def __init__(self, stub: Stub, service: EchoService, told: list[Any], address: str) -> None:
-        self.stub, self.service, self.told, self.address = stub, service, told, address
+    def __init__(self, stub: Stub, service: EchoService, told: list[Any], guard: Guard) -> None:
+        self.stub, self.service, self.told, self.guard = stub, service, told, guard
 
 
 def listening(path: str) -> socket.socket:
@@ -73,7 +73,7 @@ async def served(tmp_path: Path, *policies: Any, kind: str = "grpc") -> AsyncIte
         channel = await connect(path)
         stack.push_async_callback(channel.aclose)
         key = "containerd-namespace" if kind == "grpc" else "containerd-namespace-ttrpc"
-        yield World(Stub(channel, ECHO, [(key, "n1")]), service, told, path)
+        yield World(Stub(channel, ECHO, [(key, "n1")]), service, told, guard)
 
 
 async def call(stub: Stub, method: str) -> None:
@@ -125,6 +125,7 @@ async def test_all_policies_must_allow(tmp_path: Path) -> None:
         with pytest.raises(errors.PermissionDenied):
             await world.stub.say(message("hi"))
         assert len(first.asked) == len(second.asked) == 1
+        assert world.guard.denials == len(world.told) == 1
 
 
 async def test_a_policy_that_fails_denies(tmp_path: Path, caplog: Any) -> None:
