@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,31 @@ def test_disabled_plugins_are_not_there(tmp_path: Path) -> None:
         assert ["far", "skip"] in plugins
         assert "native" not in [id for id, *_ in plugins]
         assert "no effect: this daemon does not use plugins" in program.log.read_text()
+
+
+@pytest.fixture
+def few_files() -> Iterator[tuple[int, int]]:
+    """Whatever is started meanwhile may have few files open, unless it helps itself."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = (256, before[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, low)
+    yield low
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_connections_than_a_program_usually_has_files(
+    tmp_path: Path, few_files: tuple[int, int]
+) -> None:
+    low, high = few_files
+    with started(tmp_path) as program, ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (high, high))
+        for _ in range(2 * low):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(str(program.socket))
+        command = ["ctr", "-a", str(program.socket), "version"]
+        subprocess.run(command, capture_output=True, check=True, timeout=30)
+        raised = resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE)
+        assert raised == (high, high)
 
 
 def test_oom_score(tmp_path: Path) -> None:

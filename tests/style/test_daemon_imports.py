@@ -29,9 +29,9 @@ FOREIGN = set(
     concurrent contextlib contextvars copy copyreg cython_runtime dataclasses datetime dis encodings
     enum errno faulthandler fcntl functools gc genericpath google hashlib heapq importlib inspect io
     itertools json keyword linecache locale logging marshal math numbers opcode operator os pickle
-    posix posixpath queue re reprlib select selectors signal site socket sqlite3 ssl stat string
-    struct subprocess sys textwrap threading time token tokenize traceback types typing uvloop
-    warnings weakref zipimport zlib
+    posix posixpath queue re reprlib resource select selectors signal site socket sqlite3 ssl stat
+    string struct subprocess sys textwrap threading time token tokenize traceback types typing
+    uvloop warnings weakref zipimport zlib
     """.split()  # noqa: SIM905 - a list to read
 )
 """Modules of others, without those that begin with an underscore."""

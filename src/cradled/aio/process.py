@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from cradled.aio import threads
+from cradled.linux.limits import restore_files
 
 MAX_OUTPUT = 4 << 20
 
@@ -157,3 +158,4 @@ def _popen(
                 process_group=0,
             )
         )
+    restore_files(started[-1].pid)

@@ -18,7 +18,7 @@ from cradled.aio import births
 from cradled.daemon import builtins, listeners, logs, notify
 from cradled.daemon.app import STOP_GRACE, App
 from cradled.daemon.config import Config
-from cradled.linux import memory
+from cradled.linux import limits, memory
 from cradled.plugin.graph import PluginError
 from cradled.rpc.grpc_server import GrpcServer, Limits
 from cradled.rpc.ttrpc_server import TtrpcServer
@@ -59,6 +59,7 @@ def run(start: Start) -> int:
         from cradled.daemon import process
 
         process.adjust(config)
+    limits.raise_files()
     memory.own_process()
     try:
         _run_loop(_serve(start))

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import cradled
+from cradled.linux.limits import restore_files
 from cradled.zygote import protocol
 
 PRELOAD = ("cradled.shim.serve",)
@@ -141,6 +142,7 @@ class _Process:
         self.control.setblocking(False)
         with theirs:
             self.pid = _spawn(theirs.fileno(), preload, env)
+        restore_files(self.pid)  # long before its first child
         self.died = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(self.pid)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cradled.aio import process
+from cradled.linux import limits
 
 ENV = {"PATH": os.environ["PATH"], "GREETING": "hello"}
 
@@ -35,6 +37,14 @@ async def test_output_status_and_environment(tmp_path: Path) -> None:
 async def test_combined_output_keeps_the_order() -> None:
     done = await sh("echo a; echo b >&2; echo c", combined=True)
     assert (done.stdout, done.stderr) == (b"a\nb\nc\n", b"")
+
+
+async def test_programs_get_the_usual_number_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(limits, "_usual", (123, hard))  # as if this process had raised its own
+    # Just after its start a program may still see the other number.
+    done = await sh("while [ $(ulimit -Sn) != 123 ]; do :; done; echo 123", timeout=20)
+    assert done.stdout == b"123\n"
 
 
 async def test_much_in_and_out() -> None:

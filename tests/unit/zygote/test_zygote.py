@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cradled.linux import limits
 from cradled.zygote import protocol
 from cradled.zygote.client import MAX_FDS, Zygote, ZygoteLost
 
@@ -37,6 +39,7 @@ ENTRIES = """
             "comm": open("/proc/self/comm").read().strip(), "fds": fds,
             "oom": open("/proc/self/oom_score_adj").read().strip(),
             "inheritable": [os.get_inheritable(fd) for fd in fds],
+            "files": open("/proc/self/limits").read().partition("Max open files")[2].split()[0],
             "env": os.environ.get("GREETING"), "modules": sorted(sys.modules),
         }
         os.write(fds[0], json.dumps(facts).encode())
@@ -131,6 +134,14 @@ async def test_a_child_starts_from_a_clean_slate(zygote: Zygote) -> None:
     assert facts["threads"] == "1"
     assert facts["env"] == "hello"
     assert not {"asyncio", "logging", "dataclasses", "typing", "pytest"} & set(facts["modules"])
+
+
+async def test_children_have_the_usual_number_of_files(
+    zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(limits, "_usual", (123, hard))  # as if this process had raised its own
+    assert (await run(zygote, "report", {}))["files"] == "123"
 
 
 async def test_name_and_oom_score_are_set(zygote: Zygote) -> None:
