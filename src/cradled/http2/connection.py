@@ -131,12 +131,18 @@ class Connection(Receiver):
         """Take no more streams, without losing those under way (servers).
 
         The peer first hears that the end is near; streams it opened before it heard are still
-        served. Then it hears which was the last.
+        served. When it has heard, or on ``refuse``, it is told which was the last.
         """
         if not self._draining and not self.closed:
             self._draining = True
             self.outbox.control(frames.goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR))
             self.outbox.control(frames.frame(frames.PING, 0, 0, _DRAINING))
+
+    def refuse(self) -> None:
+        """Turn new streams away from now on (servers)."""
+        if not self.refusing and not self.closed:
+            self.refusing = True
+            self.outbox.control(frames.goaway(self._served_id, ErrorCode.NO_ERROR))
 
     def close(self, code: ErrorCode = ErrorCode.NO_ERROR, text: str = "") -> None:
         """End the connection; streams that have not ended are lost."""
@@ -241,8 +247,7 @@ class Connection(Receiver):
         if not flags & frames.ACK:
             self.outbox.control(frames.frame(frames.PING, frames.ACK, 0, payload))
         elif self._draining and payload == _DRAINING:
-            self._refusing = True
-            self.outbox.control(frames.goaway(self._served_id, ErrorCode.NO_ERROR))
+            self.refuse()
 
     def _goaway(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id or len(payload) < 8:

@@ -62,6 +62,7 @@ class Receiver:
         self.server = server
         self.closed = False
         self.settled = False  # the peer's first SETTINGS came
+        self.refusing = False  # new streams of the peer are turned away
         self.more = False  # call ``receive(b"")`` soon: there are more frames at hand
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._sent_end)
@@ -79,7 +80,6 @@ class Receiver:
         self._last_id = 0  # highest stream id of the peer
         self._served_id = 0  # highest that was not refused
         self._next_id = 1
-        self._refusing = False
         self._awaited = PREFACE if server else b""
         self._patience = Patience(self._work, clock)
 
@@ -348,7 +348,7 @@ class Receiver:
             self._patience.spend(1, "headers of streams that are over")
             return None
         self._last_id = stream_id
-        if self._refusing or len(self.streams) >= limits.MAX_STREAMS:
+        if self.refusing or len(self.streams) >= limits.MAX_STREAMS:
             self._patience.spend(limits.RESET, "streams")
             self.outbox.control(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             return None

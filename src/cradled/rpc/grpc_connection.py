@@ -159,6 +159,7 @@ class GrpcConnection(asyncio.BufferedProtocol):
         self._paused = self.http2.outbox.hold = False
         self.unhold(UNREAD)
         self.flush()
+        self.handled()
 
     # What calls do
 

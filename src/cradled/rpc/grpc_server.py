@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 4096
 _HANDSHAKE = 10.0  # seconds for a client to agree on how to speak TLS
+_LAST_CALL = 1.0  # seconds for a client to hear that we are about to stop
 _PREFACE = 20.0  # seconds for a client to say that it speaks HTTP/2
 _ABANDONED = 1024  # handlers of calls that a client gave up; beyond, it has to wait for them
 _UNREAD = 256 << 20  # bytes of responses that wait for a client to read them
@@ -141,7 +142,8 @@ class _ServerConnection(GrpcConnection):
         self._running: set[Exchange] = set()  # those that have become tasks
         self._waiting: list[Exchange] = []  # with a deadline, but without a request so far
         self._abandoned = 0  # of those running
-        self._preface: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        self._draining = False
         self._shutting = False
         self._lost = False
         self.idle = asyncio.Event()  # no calls under way
@@ -154,7 +156,7 @@ class _ServerConnection(GrpcConnection):
         if self._server.guard is not None:
             self._router = self._server.guard.routes(self._server.router, sock)
         self._connections.add(self)
-        self._preface = self.loop.call_later(_PREFACE, self._expect)
+        self._timers = [self.loop.call_later(_PREFACE, self._expect)]
         super().connection_made(transport)
         if self._tls is not None and not _is_named(transport, self._tls.client):
             self.abort()
@@ -171,6 +173,8 @@ class _ServerConnection(GrpcConnection):
         """A call whose request has not come yet can run out of time too."""
         if self.http2.closed:
             self._abandon_all()
+        if self._draining:
+            self._settle()
         if not self._waiting:
             return
         for exchange in self._waiting:
@@ -191,15 +195,23 @@ class _ServerConnection(GrpcConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         super().connection_lost(exc)
-        if self._preface is not None:
-            self._preface.cancel()
+        for timer in self._timers:
+            timer.cancel()
         self._abandon_all()
         self._settle()
 
     def drain(self) -> None:
-        """Ask the client to open no more calls."""
+        """Ask the client to open no more calls; it is idle when those it has opened have ended."""
+        self._draining = True
         self.http2.drain()
         self.flush()
+        self._timers.append(self.loop.call_later(_LAST_CALL, self._refuse_more))
+        self._settle()
+
+    def _refuse_more(self) -> None:
+        self.http2.refuse()
+        self.flush()
+        self._settle()
 
     def shut(self) -> None:
         """Cancel what is under way, say so, and hang up."""
@@ -222,7 +234,11 @@ class _ServerConnection(GrpcConnection):
     def _settle(self) -> None:
         if self._running:
             return
-        self.idle.set()
+        ended = self.http2.refusing and not self.http2.streams
+        if ended or self._lost or self._shutting or not self._draining:
+            self.idle.set()
+        else:
+            self.idle.clear()
         if self._lost:
             self._connections.discard(self)
             self.gone.set()

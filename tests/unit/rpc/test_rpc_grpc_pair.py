@@ -10,7 +10,7 @@ from harness.echo import ECHO, EchoService, message
 from cradled import errors
 from cradled.http2 import frames
 from cradled.http2.connection import Connection
-from cradled.rpc import grpc_wire
+from cradled.rpc import grpc_server, grpc_wire
 from cradled.rpc.grpc_client import connect
 from cradled.rpc.grpc_server import GrpcServer
 from cradled.rpc.service import Router
@@ -309,6 +309,30 @@ async def test_stop_waits_for_calls_under_way(stub, server):
         await stopping
     with pytest.raises(errors.Unavailable):
         await stub.say(message("hi"))
+
+
+async def test_stop_loses_no_call_that_the_client_began(stub, server, service, channel):
+    """Its request is on the way, or its answer waits to be read."""
+    async with channel.open(ECHO.methods["Say"]) as half, channel.open(ECHO.methods["Say"]) as big:
+        await half._open()
+        await big.send_only(message("big", str(8 * MIB)))
+        stopping = asyncio.ensure_future(server.stop(60))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        await half.send_only(message("in time"))
+        assert (await half.recv()).version == "in time"
+        assert len((await big.recv()).version) == 8 * MIB
+        await stopping
+
+
+async def test_stop_does_not_wait_for_a_client_that_does_not_answer(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(grpc_server, "_LAST_CALL", 0.01)
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "sock")
+    writer.write(frames.PREFACE + frames.settings([]))
+    await reader.readuntil(frames.frame(frames.SETTINGS, frames.ACK, 0))
+    await server.stop(60)
+    writer.transport.abort()
 
 
 async def test_stop_cancels_what_takes_too_long(stub, server, service):
