@@ -43,7 +43,7 @@ from cradled import errors
 from cradled.rpc.grpc_client import GrpcChannel, connect
 from cradled.rpc.grpc_server import GrpcServer
 from cradled.rpc.service import Router
-from cradled.rpc.status import to_status
+from cradled.rpc.status import packed, to_status
 from harness.echo import ECHO, message
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,7 +330,7 @@ class OurCall:
 
     async def recv(self, count: int = 0) -> Answer:
         messages: list[Got] = []
-        stream, code, text = self._stream, 0, ""
+        stream, code, text, details = self._stream, 0, "", b""
         try:
             async with asyncio.timeout(PATIENCE):
                 while not count or len(messages) < count:
@@ -341,12 +341,13 @@ class OurCall:
                 else:
                     return Answer(messages, None)
         except errors.Error as error:
-            code, text = to_status(self._failed or error)
+            error = self._failed or error
+            (code, text), details = to_status(error), packed(error)
         headers = {key: [value] for key, value in stream.initial_metadata.items()}
         trailers = {key: [value] for key, value in stream.trailing_metadata.items()}
         for key, value in stream.trailing_binary.items():
             trailers[key] = [base64.b64encode(value).decode()]
-        return Answer(messages, Status(code, text, headers, trailers, b""))
+        return Answer(messages, Status(code, text, headers, trailers, details))
 
 
 # Servers
@@ -403,6 +404,9 @@ class PeerService:
         match request.version:
             case "fail":
                 raise errors.NotFound(request.revision)
+            case "details":
+                detail = ("type.googleapis.com/test.Detail", b"\n\x01d")
+                raise errors.FailedPrecondition("with details", verbatim=True, details=(detail,))
             case "hang":
                 self._started.give(call)
                 try:

@@ -72,6 +72,7 @@ async def run(*command: str) -> str:
 
 OPTIONS = {
     "plain": (),
+    "continuation": ("--continuation",),
     "padding": ("--padding=200",),
     "no table": ("--header-table-size=0",),
     "small table": ("--header-table-size=64",),
@@ -97,20 +98,6 @@ async def test_calls_of_nghttp(served: Served, options: tuple[str, ...]) -> None
         assert lines.count(field) == 2
     assert "recv GOAWAY" not in out
     assert set(re.findall(r"recv RST_STREAM .*\n +\(error_code=(\w+)", out)) <= {"NO_ERROR"}
-
-
-async def test_headers_that_are_too_long(served: Served) -> None:
-    """They come with CONTINUATION. Only their calls are refused."""
-    body = served.body(Spec("hi"))
-    methods = (f"{served.url}/Say", f"{served.url}/Join")
-    process = await asyncio.create_subprocess_exec(
-        "nghttp", "-nv", *GRPC, "--continuation", "-d", body, *methods,
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, _ = await process.communicate()
-    resets = re.findall(rb"recv RST_STREAM .*\n +\(error_code=(\w+)", out)
-    assert resets == [b"FRAME_SIZE_ERROR"] * 2
-    assert b"recv GOAWAY" not in out
 
 
 async def test_streams_of_nghttp_in_small_windows(served: Served) -> None:
