@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from google.protobuf.struct_pb2 import Struct
 from cradled.api.google_rpc_pb2 import Status
 from cradled.core.access import Access, Verdict
 from cradled.core.events import Envelope
-from cradled.daemon import policy
+from cradled.daemon import builtins, config_check, policy, policy_rules
 from cradled.daemon.config import ConfigError
 from cradled.errors import PermissionDenied
 from cradled.events.exchange import Exchange
@@ -178,3 +180,50 @@ async def test_a_denial_is_an_event_and_a_line(
         "executable": caller.executable,
     }
     assert line.startswith(f"policy: uid {caller.uid} (pid {caller.pid}, {caller.executable}) may")
+
+
+HOWTO = (Path(__file__).parents[3] / "docs/howto/authorise.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", HOWTO, re.DOTALL)
+
+
+def test_the_rules_of_the_howto_do_what_it_says() -> None:
+    (text,) = [block for block in blocks("toml") if "[[rules]]" in block]
+    rules = policy_rules.parse(tomllib.loads(text))
+    get, delete = (f"containerd.services.containers.v1.Containers/{m}" for m in ("Get", "Delete"))
+    cases = [
+        (get, "k8s.io", Somebody(0), "root"),
+        (get, "k8s.io", Somebody(1000, {990}), "pods are the kubelet's"),
+        (get, "default", Somebody(1000, {990}), "the monitoring group looks"),
+        (delete, "default", Somebody(1000, {990}), "default"),
+        (delete, "buildkit1", Somebody(1000, set(), "/usr/bin/buildkitd"), "builders"),
+    ]
+    for method, namespace, caller, rule in cases:
+        assert rules.decide(Access(method, namespace, "grpc", caller)).rule == rule
+
+
+class Somebody:
+    pid, gid = 1, 100
+
+    def __init__(self, uid: int, groups: Iterable[int] = (), executable: str = "") -> None:
+        self.uid, self.groups, self.executable = uid, frozenset(groups), executable
+
+
+def test_the_configuration_of_the_howto_is_without_fault() -> None:
+    sections: dict[str, Any] = {}
+    for block in blocks("toml"):
+        sections |= tomllib.loads(block).get("plugins", {})
+    problems = config_check.problems({"version": 4, "plugins": sections}, *builtins.known())
+    assert sections
+    assert [str(problem) for problem in problems] == []
+
+
+def test_the_policy_of_the_howto_is_one() -> None:
+    (program,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(program, names)
+    made = names["OfficeHours"]()
+    assert made.decide(ACCESS) == (True, "office hours")
+    made.reload()
