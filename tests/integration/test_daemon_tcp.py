@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness.program import call, places, started
+from harness.program import Program, call, places, started
 from harness.tls import Authority
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -84,6 +84,32 @@ def test_tls(tmp_path: Path, authority: Authority) -> None:
         assert program.stop() == 0
 
 
+def test_renewed_certificates_are_taken_on_hup(tmp_path: Path, authority: Authority) -> None:
+    certificate, key = authority.issue("server")
+    port = configure(tmp_path, tls_cert=str(certificate), tls_key=str(key))
+    with started(tmp_path, "-c", f"{tmp_path}/c.toml") as program:
+        first = ssl.get_server_certificate(("127.0.0.1", port), timeout=20)
+        authority.issue("server")
+        assert ssl.get_server_certificate(("127.0.0.1", port), timeout=20) == first
+        hang_up(program)
+        second = ssl.get_server_certificate(("127.0.0.1", port), timeout=20)
+        assert second != first
+        assert second.strip() == certificate.read_text().strip()
+
+        other, _ = authority.issue("other")
+        certificate.write_bytes(other.read_bytes())  # without its key
+        hang_up(program)
+        assert "the certificate stays as it was: " in program.log.read_text()
+        assert ssl.get_server_certificate(("127.0.0.1", port), timeout=20) == second
+        assert program.stop() == 0
+
+
+def hang_up(program: Program) -> None:
+    program.process.send_signal(signal.SIGHUP)
+    assert program.told()[0] == "RELOADING=1"
+    assert program.told()[0] == "READY=1"
+
+
 def test_clients_show_certificates(tmp_path: Path, authority: Authority) -> None:
     certificate, key = authority.issue("server")
     names = {"tls_ca": str(authority.ca), "tls_common_name": "kubelet"}
@@ -123,9 +149,7 @@ def test_policies_know_nobody_behind_tcp(tmp_path: Path, authority: Authority) -
         with grpc.insecure_channel(f"unix:{program.socket}") as channel:
             assert ask(channel, HEALTH) == b"\x08\x01"
         policy.write_text('default = "deny"\n[[rules]]\nverdict = "allow"\n')
-        program.process.send_signal(signal.SIGHUP)
-        assert program.told()[0] == "RELOADING=1"
-        assert program.told()[0] == "READY=1"
+        hang_up(program)
         with grpc.secure_channel(f"localhost:{port}", trust) as channel:
             assert ask(channel, HEALTH) == b"\x08\x01"
         assert program.stop() == 0

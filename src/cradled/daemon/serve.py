@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,11 +104,12 @@ async def _serve(start: Start) -> None:
         await ttrpc.serve(start.sockets[1])
         stack.push_async_callback(ttrpc.stop, STOP_GRACE)
         stack.callback(app.drain)
+        reloads = [app.reload]
         if builtins.has_side_listeners(config):
             from cradled.daemon import side_listeners
 
-            await side_listeners.serve(config, app, stack)
-        signals.serve(app)
+            reloads += await side_listeners.serve(config, app, stack)
+        signals.serve(reloads)
         heartbeat = notify.Heartbeat()
         stack.callback(heartbeat.stop)
         notify.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {start.config.root}")
@@ -142,9 +143,9 @@ class Signals:
         # Not a handler of the loop's: it also runs while some code holds the loop.
         signal.signal(signal.SIGUSR1, lambda number, frame: self._dump())
 
-    def serve(self, app: App) -> None:
-        """The daemon is there: what SIGHUP asks for can be done."""
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload, app)
+    def serve(self, reloads: Sequence[Callable[[], None]]) -> None:
+        """The daemon is there: what SIGHUP asks for can be done; ``reloads`` are called then."""
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload, reloads)
 
     def _dump(self) -> None:
         from cradled.daemon import stacks
@@ -157,10 +158,11 @@ class Signals:
             path,
         )
 
-    def _reload(self, app: App) -> None:
+    def _reload(self, reloads: Sequence[Callable[[], None]]) -> None:
         from cradled.daemon import reload
 
         notify.reloading()
         self._config = reload.reload(self._config, self._start.read)
-        app.reload()
+        for again in reloads:
+            again()
         notify.notify("READY=1", f"STATUS=serving {self._config.root}")

@@ -13,7 +13,9 @@ import ipaddress
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from cradled.daemon import builtins, listeners, sections
@@ -27,11 +29,15 @@ from cradled.rpc.grpc_server import GrpcServer, Limits, Tls
 log = logging.getLogger(__name__)
 
 
-async def serve(config: Config, app: App, stack: AsyncExitStack) -> None:
-    """Open all that are configured, for as long as ``stack``. Raises StartError."""
+async def serve(config: Config, app: App, stack: AsyncExitStack) -> list[Callable[[], None]]:
+    """Open all that are configured, for as long as ``stack``; what a reload has to call.
+
+    Raises StartError.
+    """
+    reloads: list[Callable[[], None]] = []
     tcp: sections.TcpServer | None = _wanted(config, builtins.TCP_SERVER)
     if tcp is not None:
-        await _serve_tcp(tcp, app, stack)
+        reloads.append(await _serve_tcp(tcp, app, stack))
     debug: sections.DebugServer | None = _wanted(config, builtins.DEBUG_SERVER)
     if debug is not None:
         await _serve_debug(debug, stack)
@@ -39,6 +45,7 @@ async def serve(config: Config, app: App, stack: AsyncExitStack) -> None:
     if metrics is not None:
         histogram = config.section(builtins.GRPC_METRICS).grpc_histogram
         await _serve_metrics(metrics.address, app, histogram, stack)
+    return reloads
 
 
 def _wanted(config: Config, registration: Registration) -> Any:
@@ -48,7 +55,9 @@ def _wanted(config: Config, registration: Registration) -> Any:
     return section if section.address and not disabled else None
 
 
-async def _serve_tcp(config: sections.TcpServer, app: App, stack: AsyncExitStack) -> None:
+async def _serve_tcp(
+    config: sections.TcpServer, app: App, stack: AsyncExitStack
+) -> Callable[[], None]:
     tls = tls_of(config)
     sock = listeners.listen_tcp(config.address)
     stack.callback(sock.close)
@@ -58,6 +67,18 @@ async def _serve_tcp(config: sections.TcpServer, app: App, stack: AsyncExitStack
     await server.serve(sock, tls)
     stack.push_async_callback(server.stop, STOP_GRACE)
     log.info("serving gRPC over TCP", extra={"fields": {"address": _name(sock)}})
+    return partial(_renew, tls, config)
+
+
+def _renew(tls: Tls | None, config: sections.TcpServer) -> None:
+    """Take certificate and key that were renewed, for those who connect from now on."""
+    if tls is None:
+        return
+    try:
+        tls_of(config)  # both or none: a certificate must not lose its key
+        tls.context.load_cert_chain(config.tls_cert, config.tls_key or None)
+    except (StartError, OSError) as error:
+        log.error("the certificate stays as it was: %s", error)
 
 
 def tls_of(config: sections.TcpServer) -> Tls | None:

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -121,11 +122,22 @@ def threads_told() -> Iterator[str]:
     """Lines that tell where each thread is."""
     frames: dict[int, FrameType] = sys._current_frames()
     for thread in threading.enumerate():
-        yield f"thread {thread.name} [native id {thread.native_id}]:\n"
+        told = _thread_age(thread.native_id or 0)
+        yield f"thread {thread.name} [native id {thread.native_id}, age {told}]:\n"
         frame = frames.get(thread.ident or 0)
         if frame is not None:
             yield from reversed(traceback.format_stack(frame, _INNERMOST))
         yield "\n"
+
+
+def _thread_age(native_id: int) -> str:
+    try:
+        with open(f"/proc/self/task/{native_id}/stat", encoding="utf-8", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):  # it has just ended
+        return "unknown"
+    began = ticks / os.sysconf("SC_CLK_TCK")
+    return f"{time.clock_gettime(time.CLOCK_BOOTTIME) - began:.2f}s"
 
 
 def counts() -> dict[str, int]:

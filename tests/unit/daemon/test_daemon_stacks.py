@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
 import tempfile
 import threading
@@ -82,7 +83,8 @@ async def test_locks_spans_and_threads_are_told() -> None:
     assert "test the key by mine [for 0." in text
     assert ", waited for since 0." in text
     assert "fs: test_locks_spans_and_threads_are_told.<locals>.work" in text
-    assert "thread cradled-fs-0 [native id " in text
+    assert re.search(r"thread cradled-fs-0 \[native id \d+, age -?\d\.\d\ds\]:\n", text)
+    assert stacks._thread_age(1 << 30) == "unknown"
     assert "go_on.wait(10)" in text
     threads.close()
 
