@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
 from itertools import count
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
@@ -44,6 +44,7 @@ STEPS_OF_ONE = 512
 TRACEPARENT = "traceparent"
 """The metadata key of a caller's span (W3C Trace Context)."""
 
+_PASSED_ON = ("tracestate", "baggage")
 _SCOPE = {
     "containerd-namespace-ttrpc": "namespace",
     "containerd-namespace": "namespace",
@@ -120,6 +121,8 @@ class span:
     start = 0
     end = 0
     error = ""
+    metadata: Mapping[str, str] = MappingProxyType({})
+    """That of the call which it is."""
     _around: span | None = None
 
     def __init__(self, name: str, /, **attributes: Any) -> None:
@@ -181,7 +184,7 @@ class call(span):
 
     def __init__(self, name: str, metadata: Mapping[str, str]) -> None:
         self.name = name
-        self._metadata = metadata
+        self.metadata = metadata
         self.id = next(_ids)
         if TRACEPARENT in metadata and (parsed := parse_traceparent(metadata[TRACEPARENT])):
             self.remote, self.parent, self.sampled = parsed
@@ -192,7 +195,7 @@ class call(span):
     @property
     def attributes(self) -> dict[str, Any]:  # type: ignore[override]
         """Made when somebody looks, which for most calls is never."""
-        metadata = self._metadata
+        metadata = self.metadata
         return {told: metadata[key] for key, told in _SCOPE.items() if key in metadata}
 
     def close(self, exc: BaseException | None = None) -> None:
@@ -249,22 +252,25 @@ def record(parent: span, name: str, start: int, end: int, /, **attributes: Any) 
     return id
 
 
-def traceparent() -> str:
-    """The open span for who is called next.
+def outgoing() -> tuple[tuple[str, str], ...]:
+    """What tells who is called next of the open span: metadata of W3C Trace Context and Baggage.
 
-    Empty without one, and where nobody would follow it: no caller passed one in, and no exporter
-    is there.
+    Nothing without a span, and where nobody would follow it: no caller passed one in, and no
+    exporter is there.
     """
     innermost = _get()
     if innermost is None:
-        return ""
-    sampled = (innermost.trace or innermost).sampled
-    trace_id = innermost.trace_id
+        return ()
+    outermost = innermost.trace or innermost
+    trace_id, sampled = innermost.trace_id, outermost.sampled
     if sampled is None:
         if sink is None:
-            return ""
+            return ()
         sampled = sink.samples(trace_id)
-    return f"00-{trace_id:032x}-{innermost.id:016x}-{int(sampled):02x}"
+    parent = f"00-{trace_id:032x}-{innermost.id:016x}-{int(sampled):02x}"
+    metadata = outermost.metadata
+    passed_on = ((key, metadata[key]) for key in _PASSED_ON if key in metadata)
+    return ((TRACEPARENT, parent), *passed_on)
 
 
 def parse_traceparent(value: str) -> tuple[int, int, bool] | None:

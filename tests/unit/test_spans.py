@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cradled import spans
 from cradled.spans import Trace, call, span
@@ -46,6 +48,11 @@ def serving(traceparent: str = "") -> Iterator[None]:
     finally:
         one.close()
         spans._current.reset(token)
+
+
+def handed_on() -> str:
+    """The ``traceparent`` that who is called next gets; empty for none."""
+    return dict(spans.outgoing()).get("traceparent", "")
 
 
 def the_trace() -> Trace:
@@ -148,30 +155,51 @@ def test_a_call_begins_a_trace_whatever_is_open() -> None:
 
 def test_a_call_goes_on_with_its_callers_trace() -> None:
     with serving(REMOTE), span("step"):
-        handed_on = spans.traceparent()
+        told = handed_on()
     trace = the_trace()
     assert trace.id == 0x0AF7651916CD43DD8448EB211C80319C
     assert trace.sampled is True
     assert trace.spans[0].parent == 0xB7AD6B7169203331
-    assert handed_on == f"00-{trace.id:032x}-{trace.spans[1].id:016x}-01"
-    assert spans.traceparent() == ""
+    assert told == f"00-{trace.id:032x}-{trace.spans[1].id:016x}-01"
+    assert handed_on() == ""
+
+
+def test_what_else_a_caller_passes_on() -> None:
+    metadata = {"traceparent": REMOTE, "tracestate": "a=1", "baggage": "b=2", "other": "c"}
+    token = spans._current.set(None)
+    one = call("served", metadata)
+    with span("step"):
+        told = dict(spans.outgoing())
+    one.close()
+    spans._current.reset(token)
+    assert told.keys() == {"traceparent", "tracestate", "baggage"}
+    assert (told["tracestate"], told["baggage"]) == ("a=1", "b=2")
+
+
+@given(st.text() | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.?"))
+def test_any_text_is_a_traceparent_or_none(value: str) -> None:
+    parsed = spans.parse_traceparent(value)
+    if parsed is not None:
+        trace, parent, sampled = parsed
+        assert value[3:52] == f"{trace:032x}-{parent:016x}"
+        assert sampled == bool(int(value[53:55], 16) & 1)
 
 
 def test_an_unsampled_caller_stays_unsampled() -> None:
     with serving(REMOTE[:-1] + "0"):
-        assert spans.traceparent().endswith("-00")
+        assert handed_on().endswith("-00")
     assert the_trace().sampled is False
 
 
 def test_what_nobody_follows_is_not_handed_on() -> None:
     with span("local"):
-        assert spans.traceparent() == ""
+        assert handed_on() == ""
         spans.sink = sink = Sink()
         try:
-            _, _, sampled = spans.parse_traceparent(spans.traceparent()) or (0, 0, None)
+            _, _, sampled = spans.parse_traceparent(handed_on()) or (0, 0, None)
             assert sampled is True
             sink.wanted = False
-            assert spans.traceparent().endswith("-00")
+            assert handed_on().endswith("-00")
         finally:
             spans.sink = None
 

@@ -77,9 +77,7 @@ class GrpcChannel:
     def open(
         self, method: Method, /, *, metadata: Metadata = (), timeout: float | None = None
     ) -> GrpcStream:
-        if parent := spans.traceparent():
-            metadata = (*metadata, (spans.TRACEPARENT, parent))
-        return GrpcStream(self, method, metadata, timeout)
+        return GrpcStream(self, method, (*metadata, *spans.outgoing()), timeout)
 
     async def aclose(self) -> None:
         """Cancel the calls under way and hang up."""

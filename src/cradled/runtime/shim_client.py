@@ -174,7 +174,5 @@ class ShimClient:
     async def _call(self, name: str, request: Any, *, timeout: float | None = None) -> Any:
         method = self._service.methods[name]
         with spans.span(f"shim.{name}"):
-            metadata = self._metadata
-            if parent := spans.traceparent():
-                metadata = (*metadata, (spans.TRACEPARENT, parent))
+            metadata = (*self._metadata, *spans.outgoing())
             return await self._channel.call(method, request, metadata=metadata, timeout=timeout)
