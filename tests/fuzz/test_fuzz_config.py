@@ -7,7 +7,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from hypothesis import example, given, settings
+from harness.corpus import fuzz
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cradled.daemon import builtins, config_file, config_text
@@ -50,7 +51,7 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
     return tables
 
 
-@settings(max_examples=120, deadline=None)
+@fuzz(120)
 @given(files())
 @example({"plugins": {"io.containerd.grpc.v1.cri": {"containerd": 1}}})
 @example({"plugins": {"task": {"sched_core": True}, "io.containerd.shim.v1.manager": {"env": 1}}})
@@ -75,7 +76,7 @@ def test_any_tables(tables: dict[str, Any]) -> None:
     assert config_text.text(lift(tomllib.loads(once))) == once
 
 
-@settings(max_examples=60, deadline=None)
+@fuzz(60)
 @given(st.text(alphabet='ab[]="\n.# \\', max_size=80), st.lists(NAMES, max_size=3).map(tuple))
 def test_lines_of_anything(text: str, path: tuple[str, ...]) -> None:
     assert 0 <= line_of(text, path) <= len(text.splitlines())

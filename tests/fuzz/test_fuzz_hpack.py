@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from harness.corpus import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cradled.http2 import hpack, huffman
@@ -201,25 +202,25 @@ bent = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@fuzz(150)
 @given(st.lists(structured, max_size=8))
 def test_blocks_as_encoders_make_them(blocks: list[bytes]) -> None:
     compare(blocks)
 
 
-@settings(max_examples=150, deadline=None)
+@fuzz(150)
 @given(st.lists(st.one_of(bent, structured), max_size=6))
 def test_blocks_that_are_nearly_right(blocks: list[bytes]) -> None:
     compare(blocks)
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(300)
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_noise(blocks: list[bytes]) -> None:
     compare(blocks)
 
 
-@settings(max_examples=500, deadline=None)
+@fuzz(500)
 @given(st.binary(max_size=80))
 def test_huffman_code(coded: bytes) -> None:
     try:
@@ -234,7 +235,7 @@ def test_huffman_code(coded: bytes) -> None:
     assert expected is None or huffman.encode(expected) == coded
 
 
-@settings(max_examples=80, deadline=None)
+@fuzz(80)
 @given(st.lists(st.lists(st.tuples(texts, texts), max_size=5), max_size=10))
 def test_our_encoder_read_plainly(lists: list[list[Field]]) -> None:
     encoder, plain = Encoder(), Plain()

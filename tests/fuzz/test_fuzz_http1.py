@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import example, given, settings
+from harness.corpus import fuzz
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cradled.daemon.http1 import HttpError, Request, end_of_head, parse
@@ -25,7 +26,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=200, deadline=None)
+@fuzz(200)
 @given(st.one_of(mutated(), st.lists(WORDS, max_size=20).map(b"".join), st.binary(max_size=200)))
 @example(b"")
 @example(b"GET //[::1 HTTP/1.1\r\n\r\n")
@@ -44,7 +45,7 @@ def test_any_bytes(data: bytes) -> None:
     assert len(request.query) <= 32
 
 
-@settings(max_examples=40, deadline=None)
+@fuzz(40)
 @given(st.integers(0, len(GOOD)))
 def test_a_head_ends_once_it_is_whole(cut: int) -> None:
     assert end_of_head(GOOD[:cut]) == (len(GOOD) if cut == len(GOOD) else -1)

@@ -11,7 +11,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from harness.corpus import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cradled.http2 import frames, hpack, limits
@@ -262,7 +263,7 @@ def damaged(data: bytes, wounds: list[tuple[str, int, int]]) -> bytes:
     return bytes(out)
 
 
-@settings(max_examples=500, deadline=None)
+@fuzz(500)
 @given(
     st.sampled_from(["server", "server", "client"]),
     st.lists(valid, max_size=25).map(b"".join),
@@ -275,13 +276,13 @@ def test_frames_that_are_nearly_right(
     try_all(role, damaged(data, wounds), seed)
 
 
-@settings(max_examples=150, deadline=None)
+@fuzz(150)
 @given(st.sampled_from(["server", "client"]), st.binary(max_size=300), st.integers(0, 1000))
 def test_noise(role: str, data: bytes, seed: int) -> None:
     try_all(role, data, seed)
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(st.lists(damages, min_size=1, max_size=3), st.integers(0, 1000))
 def test_damaged_greetings(wounds: list[tuple[str, int, int]], seed: int) -> None:
     data = damaged(PREFACE + frames.settings([(4, 1 << 20)]), wounds)
@@ -295,7 +296,7 @@ def test_damaged_greetings(wounds: list[tuple[str, int, int]], seed: int) -> Non
 # Both ends at once
 
 
-@settings(max_examples=150, deadline=None)
+@fuzz(150)
 @given(
     st.lists(
         st.tuples(
