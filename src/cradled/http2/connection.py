@@ -57,6 +57,7 @@ class Connection(Receiver):
         super().__init__(server, interpret, clock)
         self.gone_away = False  # the peer takes no new streams
         self.max_streams = MAX_STREAM_ID  # that the peer allows at a time
+        self.peer_headers_limit = MAX_WINDOW  # bytes of a list of fields that the peer takes
         self._encoder = hpack.Encoder()
         self._draining = False
         self._greet()
@@ -222,6 +223,8 @@ class Connection(Receiver):
             outbox.frame_size = value
         elif setting == Setting.MAX_CONCURRENT_STREAMS:
             self.max_streams = value
+        elif setting == Setting.MAX_HEADER_LIST_SIZE:
+            self.peer_headers_limit = value
         elif setting == Setting.HEADER_TABLE_SIZE:
             outbox.table_update = self._encoder.resize(value) or outbox.table_update
         elif setting == Setting.ENABLE_PUSH and value > 1:

@@ -409,6 +409,7 @@ class _ServerConnection(GrpcConnection):
 
     def _finish(self, exchange: Exchange, code: int, text: str, details: bytes = b"") -> None:
         metadata = exchange.call.trailing_metadata
+        text, details = grpc_wire.fitted(text, details, self.http2.peer_headers_limit)
         block = grpc_wire.trailers_block(code, text, metadata, True, details)
         if not exchange.headers_sent:
             block = self._response(exchange) + block

@@ -21,6 +21,7 @@ _SET_ASIDE = 2 << 20  # bytes, for a message whose prefix has come; content come
 _SET_ASIDE_LEAST = 16 << 10  # ... where very many messages are under way
 _GENEROUS = 64 << 20  # bytes under way, up to which a prefix is believed
 _UNDER_WAY = 512 << 20
+_OTHERS = 512  # bytes of header fields that go with a status, and what each counts beside its text
 _TOO_MANY = "grpc: too many messages at once on this connection"
 
 ENCODINGS = {"identity": 0, "gzip": 31, "deflate": 15}  # and what zlib calls their formats
@@ -127,6 +128,22 @@ def trailers_block(
     if details:
         fields += _metadata_fields([(_DETAILS, details)])
     return (b"" if headers_sent else RESPONSE) + hpack.encode(fields)
+
+
+def fitted(text: str, details: bytes, room: int) -> tuple[str, bytes]:
+    """What of a status goes into so many bytes of header fields, its code apart.
+
+    Clients that take less than others would lose the whole status over a long text.
+    """
+    room = max(0, room - _OTHERS)
+    if len(text) * 12 + len(details) * 2 <= room:  # hardly ever is it worth a closer look
+        return text, details
+    coded = _UNSAFE.sub(_percent_encoded, text.encode())
+    if len(details) * 4 // 3 + len(coded) > room:
+        details = b""
+    if len(coded) > room:
+        text = text.encode()[: room // 3].decode(errors="ignore")
+    return text, details
 
 
 def status_fields(code: int, text: str) -> list[Field]:

@@ -335,6 +335,20 @@ async def test_the_response_names_the_content_type_of_its_request(open_raw):
     assert [h.metadata["content-type"] for h in heads] == ["application/grpc+proto"] * 2
 
 
+@pytest.mark.parametrize("text", ["x" * 100_000, "\u6f22" * 3000, "%" * 1500])
+async def test_a_client_that_takes_short_headers_only(open_raw, text):
+    """It gets the code, and of the text what has room."""
+    raw = await open_raw(frames.PREFACE + frames.settings([(6, 4000)]))
+    raw.knows(1)
+    raw.write(head(1) + data(1, "fail", text))
+    events = await raw.read(lambda e: isinstance(e, HeadersReceived) and e.ended)
+    ended = events[-1].head
+    assert ended.code == 5
+    assert 1000 < len(ended.text.encode()) < 4000
+    assert text.startswith(ended.text)
+    assert len(grpc_wire.status_fields(5, ended.text)[1][1]) < 4000 - 200
+
+
 # What they can make us hold
 
 

@@ -193,3 +193,14 @@ def test_messages_that_do_not_parse():
 
     with pytest.raises(errors.Internal, match="failed to unmarshal"):
         MessageReader(parse, "identity").feed(memoryview(framed(b"x")))
+
+
+def test_what_of_a_status_has_room():
+    assert grpc_wire.fitted("text", b"details", 1 << 31) == ("text", b"details")
+    assert grpc_wire.fitted("text", bytes(3000), 4000) == ("text", b"")
+    assert grpc_wire.fitted("text", bytes(2000), 4000) == ("text", bytes(2000))
+    assert grpc_wire.fitted("x" * 3000, b"", 4000) == ("x" * 3000, b"")
+    text, details = grpc_wire.fitted("\u6f22" * 3000, b"d", 4000)
+    assert 300 < len(text) < 400
+    assert details == b""
+    assert grpc_wire.fitted("text", b"d", 0) == ("", b"")
