@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import cradled
 from bench import workloads
 from bench.cli import cli
 from bench.content import content
@@ -66,6 +68,8 @@ def main() -> int:
     args = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("containers need root")
+    # As an installed package is, also where the environment says that nothing is to be written.
+    compileall.compile_dir(Path(cradled.__file__).parent, quiet=1)
     memory.own_process()
     memory.reuse_buffers()
     try:
