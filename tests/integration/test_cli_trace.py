@@ -13,7 +13,9 @@ import pytest
 from harness.cradle import IMAGE, Cradle, running_cradle
 
 import cradled
+from cradled import spans
 
+GO_SHIM = "/usr/bin/containerd-shim-runc-v2"
 REMOTE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -30,15 +32,22 @@ def traces(cradle: Cradle, *flags: str) -> list[Any]:
     return found
 
 
-def the_one(cradle: Cradle, name: str) -> dict[str, dict[str, Any]]:
-    """The steps of the only trace that has a step of this name, by name."""
+def spans_of(cradle: Cradle, name: str) -> list[dict[str, Any]]:
+    """Those of the only trace that has a step of this name."""
     (found,) = [
-        one
+        one["spans"]
         for one in traces(cradle, "100", "--all")
         if any(span["name"].endswith(name) for span in one["spans"])
     ]
-    return {span["name"].rpartition(".")[2] if "/" in span["name"] else span["name"]: span
-            for span in found["spans"]}  # fmt: skip
+    return list(found)
+
+
+def the_one(cradle: Cradle, name: str) -> dict[str, dict[str, Any]]:
+    """The same by their names, of those with the same name the last; services' are short."""
+    return {
+        span["name"].rpartition(".")[2] if "/" in span["name"] else span["name"]: span
+        for span in spans_of(cradle, name)
+    }
 
 
 def test_creating_a_task_step_by_step(cradle: Cradle) -> None:
@@ -67,14 +76,17 @@ def test_writes_say_what_they_waited_for(cradle: Cradle) -> None:
 
 
 def test_an_import_step_by_step(cradle: Cradle) -> None:
-    steps = the_one(cradle, "import.read")
-    assert {"content.commit", "content.fsync", "unpack", "snapshot.commit"} <= steps.keys()
-    apply, write, inflate = (
-        steps[name] for name in ("unpack.apply", "layer.write", "layer.decompress")
-    )
-    assert write["parent"] == inflate["parent"] == apply["id"]
-    assert apply["start"] <= write["start"] <= write["end"] <= apply["end"]
-    assert float(inflate["attributes"]["busy"].removesuffix(" ms")) > 0
+    found = spans_of(cradle, "import.read")
+    names = {span["name"] for span in found}
+    assert {"content.commit", "content.fsync", "unpack", "snapshot.commit"} <= names
+    applies = {span["id"]: span for span in found if span["name"] == "unpack.apply"}
+    for name in ("layer.write", "layer.decompress"):
+        steps = [span for span in found if span["name"] == name]
+        assert {span["parent"] for span in steps} == applies.keys()
+        for step in steps:
+            apply = applies[step["parent"]]
+            assert apply["start"] <= step["start"] <= step["end"] <= apply["end"]
+    assert float(steps[0]["attributes"]["busy"].removesuffix(" ms")) > 0
 
 
 def test_a_command_is_one_trace(cradle: Cradle) -> None:
@@ -137,6 +149,19 @@ def test_another_daemon_keeps_none(cradle: Cradle) -> None:
     done = cradle.run("trace", "last", "--address", "/nowhere/at/all.sock")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+async def test_a_shim_written_in_go_is_handed_the_span(cradle: Cradle) -> None:
+    """It goes on with the trace if it is told to; here it must at least not mind."""
+    address, namespace = str(cradle.daemon.socket), cradle.daemon.namespace
+    async with cradled.connect(address, namespace=namespace) as client:
+        with spans.program("program"):
+            await client.run(IMAGE, ["true"], runtime=GO_SHIM)
+            identity = f"{spans.current().trace_id:032x}"  # type: ignore[union-attr]
+        found = {one.id: one for one in await client.trace(last=20)}[identity]
+    shim = {span.name: span for span in found.spans if span.name.startswith("shim.")}
+    assert {"shim.start", "shim.Create", "shim.Start", "shim.Delete"} <= shim.keys()
+    assert {span.error for span in shim.values()} == {""}
 
 
 async def test_a_runtime_in_process_tells_the_same(tmp_path: Path) -> None:
