@@ -359,3 +359,14 @@ def test_the_report(capsys: pytest.CaptureFixture[str]) -> None:
         "        -> close it\n"
         "1 failed, 1 warned, 1 ok\n"
     )
+
+
+def test_what_takes_root_is_not_tried_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    bundle(tmp_path, "dead", str(tmp_path / "gone"))
+    found = by_name([*kernel.findings(), *places.findings("/", str(tmp_path), running=False)])
+    assert {one.status for name, one in found.items() if name != "root"} == {OK}
+    for name in ("mounts", "oom_score_adj", "tasks"):
+        assert found[name].text.endswith("takes root")

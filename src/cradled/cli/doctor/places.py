@@ -28,8 +28,11 @@ def findings(root: str, state: str, *, running: bool) -> Iterator[Finding]:
     """``running``: a daemon serves these directories now."""
     yield from _place("root", root, keeps=True)
     yield from _place("state", state, keeps=False)
-    yield from _shims(state, running=running)
-    yield from _mounts(state)
+    if os.geteuid() == 0:
+        yield from _shims(state, running=running)
+        yield from _mounts(state)
+    else:
+        yield Finding(CONTAINERS, "tasks", OK, "not looked at: that takes root")
 
 
 def _place(name: str, path: str, *, keeps: bool) -> Iterator[Finding]:
