@@ -49,7 +49,7 @@ class KeyedLock(Generic[K]):
             turn = self._turns[key] = _Turn()
         turn.users += 1
         try:
-            await turn.take()
+            await turn.take(self.name)
             try:
                 yield
             finally:
@@ -96,8 +96,9 @@ class _Turn:
         self.since = 0.0
         self.waiting: list[float] = []
 
-    async def take(self) -> None:
+    async def take(self, name: str) -> None:
         asked = time.monotonic()
+        span = spans.current() if self.lock.locked() else None
         self.waiting.append(asked)
         try:
             await self.lock.acquire()
@@ -106,6 +107,9 @@ class _Turn:
         self.since = time.monotonic()
         self.holder = _name()
         WAITS.observe(self.since - asked)
+        if span is not None:
+            begun, ended = int(asked * 1e9), int(self.since * 1e9)
+            spans.record(span, "lock.wait", begun, ended, lock=name)
 
 
 def _name() -> str:

@@ -24,6 +24,9 @@ from cradled.measures import Histogram
 P = ParamSpec("P")
 T = TypeVar("T")
 
+WORTH_TELLING = 0.005
+"""Seconds of waiting for a thread that make it a step of its span."""
+
 SIZES = {"fs": 8, "bulk": max(2, len(os.sched_getaffinity(0))), "mount": 4}
 
 _pools: dict[str, _Pool] = {}
@@ -96,11 +99,12 @@ class Call(Generic[T]):
         "_error",
         "_function",
         "_loop",
+        "_queued",
+        "_span",
         "_submitted",
         "_value",
         "_waiter",
         "_waits",
-        "cause",
         "claim",
         "finished",
         "started",
@@ -110,13 +114,17 @@ class Call(Generic[T]):
         self.claim = threading.Lock()  # held by the one who may decide the call's fate
         self.finished = False
         self.started = 0.0
-        span = spans.current()
-        self.cause = "" if span is None else span.name
+        self._span = spans.current()
         self._function = function
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
         self._value: T | None = None
         self._error: BaseException | None = None
+
+    @property
+    def cause(self) -> str:
+        """The span that it is done for."""
+        return "" if self._span is None else self._span.name
 
     @property
     def name(self) -> str:
@@ -140,8 +148,12 @@ class Call(Generic[T]):
             raise self._error
         return self._value  # type: ignore[return-value]
 
-    def submitted(self, waits: Histogram) -> None:
-        """It waits for a thread from now on; how long is told to ``waits``."""
+    def submitted(self, waits: Histogram, *, queued: bool = True) -> None:
+        """It waits for a thread from now on; how long is told to ``waits``.
+
+        ``queued``: for nothing else, so that a long wait is a step of its span.
+        """
+        self._queued = queued
         self._submitted = time.monotonic()
         self._waits = waits
 
@@ -165,9 +177,16 @@ class Call(Generic[T]):
         lag.since(self._ended)
         if self.started:
             self._waits.observe(self.started - self._submitted)
+            if self._queued and self.started - self._submitted > WORTH_TELLING:
+                self._tell_wait()
         self.finished = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _tell_wait(self) -> None:
+        if self._span is not None:
+            begun, ended = int(self._submitted * 1e9), int(self.started * 1e9)
+            spans.record(self._span, "thread.wait", begun, ended, call=self.name)
 
 
 class Milestone:
@@ -206,7 +225,7 @@ class Lane:
     def begin(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
         """As the module's ``begin``, for a call that waits for those before it."""
         call = Call(functools.partial(function, *args, **kwargs), asyncio.get_running_loop())
-        call.submitted(_pool(self._pool).waits)
+        call.submitted(_pool(self._pool).waits, queued=False)
         with self._lock:
             self._calls.append(call)
             if self._open:

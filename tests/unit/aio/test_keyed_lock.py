@@ -64,3 +64,25 @@ async def test_an_error_frees_the_lock() -> None:
     async with locks("k"):
         assert len(locks) == 1
     assert len(locks) == 0
+
+
+async def test_a_wait_is_a_step_of_who_waits() -> None:
+    locks: KeyedLock[str] = KeyedLock("task")
+    release = asyncio.Event()
+
+    async def hold(name: str) -> None:
+        with spans.span(name):
+            async with locks("k"):
+                await release.wait()
+
+    spans.clear()
+    tasks = [asyncio.create_task(hold(name)) for name in ("first", "second")]
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.gather(*tasks)
+    first, second = sorted(spans.traces(), key=lambda trace: trace.spans[0].name)
+    assert [one.name for one in first.spans] == ["first"]
+    assert [one.name for one in second.spans] == ["second", "lock.wait"]
+    outer, wait = second.spans
+    assert wait.attributes == {"lock": "task"}
+    assert outer.start - 1000 <= wait.start <= wait.end <= outer.end + 1000  # of a float's grain

@@ -141,6 +141,16 @@ async def test_how_long_calls_wait_and_how_late_the_loop_is() -> None:
     assert lag.LATE.count == late + size + 3
 
 
+async def test_a_long_wait_for_a_thread_is_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "WORTH_TELLING", 0.0)
+    spans.clear()
+    with spans.span("work"):
+        await threads.run("fs", int)
+    (trace,) = spans.traces()
+    assert [one.name for one in trace.spans] == ["work", "thread.wait"]
+    assert trace.spans[1].attributes == {"call": "int"}
+
+
 async def test_a_call_that_was_withdrawn_did_not_wait() -> None:
     gate = threading.Event()
     jobs = [asyncio.ensure_future(threads.run("mount", gate.wait)) for _ in range(5)]
