@@ -15,6 +15,7 @@ from typing import Any
 
 from cradled.api import content_pb2 as pb
 from cradled.api.pool import Service
+from cradled.convert.encoded import varint
 
 Buffer = bytes | memoryview
 
@@ -31,6 +32,11 @@ class Carrier:
     def __init__(self, message: Any, data: Buffer) -> None:
         self.message = message
         self.data = data
+
+
+def request_parts(request: pb.WriteContentRequest, data: Buffer) -> tuple[bytes, Buffer]:
+    """The bytes of a request with data added to it, in two parts: it is not copied."""
+    return request.SerializeToString() + b"\x32" + varint(len(data)), data
 
 
 def data_of(received: Any) -> tuple[Any, Buffer]:

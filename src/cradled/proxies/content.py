@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from cradled.api import content_pb2 as pb
 from cradled.api.wellknown_pb2 import FieldMask
+from cradled.convert import blobs
 from cradled.convert import content as convert
 from cradled.convert.values import nanoseconds
 from cradled.core.content import ContentInfo, IngestStatus
@@ -14,6 +15,7 @@ from cradled.core.scope import Scope
 from cradled.core.values import Labels
 from cradled.errors import Error, FailedPrecondition, Internal
 from cradled.proxies.scope import metadata
+from cradled.rpc.service import Encoded
 from cradled.rpc.stub import ClientStream, Stub, Transport
 
 CHUNK = 1 << 20
@@ -26,7 +28,7 @@ _IN_FLIGHT = 2
 
 class ProxyContentStore:
     def __init__(self, transport: Transport, scope: Scope) -> None:
-        self._stub = Stub(transport, pb.Content, metadata(scope))
+        self._stub = Stub(transport, blobs.CALLED, metadata(scope))
 
     async def info(self, digest: str, /) -> ContentInfo:
         response = await self._stub.info(pb.InfoRequest(digest=digest))
@@ -52,7 +54,7 @@ class ProxyContentStore:
     async def read_all(self, digest: str, size: int = 0, /) -> bytes:
         """A whole small blob in one call, without asking for its size before."""
         request = pb.ReadContentRequest(digest=digest, size=size)
-        return b"".join([response.data async for response in self._stub.read(request)])
+        return await _read(self._stub, request)
 
     async def writer(self, ref: str, /, *, total: int = 0, expected: str = "") -> ProxyWriter:
         writer = ProxyWriter(self._stub.write(), IngestStatus(ref, 0, total, expected))
@@ -87,7 +89,7 @@ class ProxyReader:
         if length <= 0:
             return b""
         request = pb.ReadContentRequest(digest=self._digest, offset=offset, size=length)
-        return b"".join([response.data async for response in self._stub.read(request)])
+        return await _read(self._stub, request)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -133,8 +135,9 @@ class ProxyWriter:
         view = memoryview(data)
         offset, in_flight = self._status.offset, 0
         for start in range(0, len(view), CHUNK):
-            chunk = bytes(view[start : start + CHUNK])
-            await self._send(pb.WriteContentRequest(action=pb.WRITE, offset=offset, data=chunk))
+            chunk = view[start : start + CHUNK]
+            request = pb.WriteContentRequest(action=pb.WRITE, offset=offset)
+            await self._send(Encoded(*blobs.request_parts(request, chunk)))
             offset += len(chunk)
             in_flight += 1
             if in_flight == _IN_FLIGHT:
@@ -178,7 +181,7 @@ class ProxyWriter:
         self._open = False
         self._stream.cancel()
 
-    async def _send(self, request: pb.WriteContentRequest) -> None:
+    async def _send(self, request: pb.WriteContentRequest | Encoded) -> None:
         if not self._open:
             raise FailedPrecondition(f"writer of {self._status.ref} is closed")
         await self._stream.send(request)
@@ -206,3 +209,8 @@ class ProxyWriter:
         """Until the server has ended the stream; it may repeat its last answer before."""
         while await self._stream.recv() is not None:
             pass
+
+
+async def _read(stub: Stub, request: pb.ReadContentRequest) -> bytes:
+    """All that a read answers with."""
+    return b"".join([blobs.data_of(response)[1] async for response in stub.read(request)])

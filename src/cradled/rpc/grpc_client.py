@@ -27,7 +27,7 @@ from cradled.http2.streams import (
 from cradled.rpc import grpc_wire
 from cradled.rpc.grpc_connection import GrpcConnection, wake
 from cradled.rpc.grpc_wire import MessageReader, ResponseHead
-from cradled.rpc.service import Message
+from cradled.rpc.service import Message, parts_of
 from cradled.rpc.status import Code, from_status
 from cradled.rpc.stub import ClientStream, Metadata
 
@@ -205,7 +205,7 @@ class GrpcStream(ClientStream):
         if stream.ending:
             raise errors.FailedPrecondition("the call takes no more requests")
         connection = cast("_ClientConnection", self._connection)
-        connection.send_message(stream, message.SerializeToString(), end=end)
+        connection.send_message(stream, *parts_of(message), end=end)
         await connection.drained(stream)
         self._raise_error()
 

@@ -28,7 +28,7 @@ from cradled.rpc.grpc_connection import BUSY, LAST_WORDS, GrpcConnection, too_la
 from cradled.rpc.grpc_exchange import Exchange, Requests
 from cradled.rpc.grpc_request import RequestHead
 from cradled.rpc.grpc_wire import MAX_MESSAGE, PREFIX, MessageReader
-from cradled.rpc.service import Batch, Encoded, Message, Router, encode
+from cradled.rpc.service import Batch, Encoded, Message, Router, encode, parts_of
 from cradled.rpc.status import Code, packed, to_status
 
 if TYPE_CHECKING:
@@ -382,7 +382,7 @@ class _ServerConnection(GrpcConnection):
                 if type(response) is Batch:
                     self.send_batch(exchange.stream, response)
                 else:
-                    parts = response.parts if type(response) is Encoded else (encode(response),)
+                    parts = parts_of(response)
                     self._check_room(sum(map(len, parts)))
                     self.send_message(exchange.stream, *parts)
                 await self.drained(exchange.stream)

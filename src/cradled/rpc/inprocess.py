@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from cradled import errors
 from cradled.api.pool import Method
@@ -35,9 +36,10 @@ class InProcess:
     ) -> Message:
         endpoint = self._find(method)
         call = _call(metadata, timeout)
+        request = _decoded(endpoint.method.request, request)
         try:
             async with asyncio.timeout_at(call.deadline):
-                return _decoded(method, await endpoint.handler(call, request))
+                return _decoded(method.response, await endpoint.handler(call, request))
         except errors.Error:
             raise
         except Exception as exc:
@@ -46,7 +48,7 @@ class InProcess:
     def open(
         self, method: Method, /, *, metadata: Metadata = (), timeout: float | None = None
     ) -> ClientStream:
-        return _Stream(self._find(method), _call(metadata, timeout))
+        return _Stream(self._find(method), method.response, _call(metadata, timeout))
 
     def _find(self, method: Method) -> Endpoint:
         endpoint = self._router.find(method.path)
@@ -58,8 +60,9 @@ class InProcess:
 class _Stream(ClientStream):
     """Two queues of one message each and the task that runs the handler between them."""
 
-    def __init__(self, endpoint: Endpoint, call: Call) -> None:
+    def __init__(self, endpoint: Endpoint, response: Any, call: Call) -> None:
         self._method = endpoint.method
+        self._response = response  # what the client takes responses for
         self._requests: asyncio.Queue[Message] = asyncio.Queue(1)
         self._responses: asyncio.Queue[Message] = asyncio.Queue(1)
         self._ended = False
@@ -70,7 +73,7 @@ class _Stream(ClientStream):
     async def send(self, message: Message) -> None:
         if self._ended:
             raise self._error or errors.FailedPrecondition("the call has ended")
-        await self._put(message)
+        await self._put(_decoded(self._method.request, message))
 
     async def done(self) -> None:
         if not self._ended:
@@ -79,7 +82,7 @@ class _Stream(ClientStream):
     async def recv(self) -> Message | None:
         response = _END if self._ended and self._responses.empty() else await self._responses.get()
         if response is not _END:
-            return _decoded(self._method, response)
+            return _decoded(self._response, response)
         if self._error is not None:
             raise self._error
         return None
@@ -120,7 +123,8 @@ def _call(metadata: Metadata, timeout: float | None) -> Call:
     return Call("inprocess", texts, binary, None, deadline)
 
 
-def _decoded(method: Method, response: Message) -> Message:
-    if type(response) is Encoded:
-        return method.response.FromString(bytes(response))
-    return response
+def _decoded(kind: Any, message: Message) -> Message:
+    """A message of a class, also if it is given as bytes."""
+    if type(message) is Encoded:
+        return kind.FromString(bytes(message))
+    return message

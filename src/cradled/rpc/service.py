@@ -30,7 +30,9 @@ _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class Encoded:
-    """A response that is serialised already; several parts stand for their concatenation.
+    """A message that is serialised already; several parts stand for their concatenation.
+
+    Given in place of a response, or sent in place of a request.
 
     The parts go out as they are, so large ones are not copied together first.
     """
@@ -115,6 +117,13 @@ class Router:
 def snake_case(name: str) -> str:
     """``ListStream`` -> ``list_stream``, ``CloseIO`` -> ``close_io``."""
     return _WORD.sub("_", name).lower()
+
+
+def parts_of(message: Message | Encoded) -> tuple[Buffer, ...]:
+    """What a message is sent as, in parts that are not to be copied together."""
+    if isinstance(message, Encoded):
+        return message.parts
+    return (message.SerializeToString(),)
 
 
 def encode(response: Message | Encoded) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cradled import errors
 from cradled.api.pool import Method
-from cradled.rpc.service import Message
+from cradled.rpc.service import Message, encode
 from cradled.rpc.status import Code, from_status
 from cradled.rpc.stub import ClientStream, Metadata
 from cradled.ttrpc import aio
@@ -72,7 +72,7 @@ class TtrpcChannel:
             response = await self._client.call(
                 _service(method),
                 method.name,
-                request.SerializeToString(),
+                encode(request),
                 metadata=metadata,
                 timeout=timeout,
             )
@@ -110,10 +110,10 @@ class _Stream(ClientStream):
     async def send(self, message: Message) -> None:
         if self._stream is None:
             flags = REMOTE_CLOSED if self._method.server_streaming else 0
-            self._stream = self._begin(message.SerializeToString(), flags)
+            self._stream = self._begin(encode(message), flags)
             return
         try:
-            await self._stream.send(message.SerializeToString())
+            await self._stream.send(encode(message))
         except aio.ConnectionClosed as error:
             raise ConnectionLost(str(error)) from error
         except LocalError as error:

@@ -13,7 +13,7 @@ from cradled.http2.connection import Connection
 from cradled.rpc import grpc_server, grpc_wire
 from cradled.rpc.grpc_client import connect
 from cradled.rpc.grpc_server import GrpcServer
-from cradled.rpc.service import Router
+from cradled.rpc.service import Encoded, Router
 from cradled.rpc.stub import Stub
 
 MIB = 1 << 20
@@ -69,6 +69,15 @@ async def test_unary(stub, service):
     assert call.transport == "grpc"
     assert call.deadline is None
     assert call.peer == (os.getpid(), os.getuid(), os.getgid())
+
+
+async def test_requests_that_are_serialised_already(stub, channel):
+    assert (await stub.say(Encoded(b"\n\x02", b"hi"))).version == "hi"
+    async with channel.open(ECHO.methods["Join"]) as stream:
+        await stream.send(Encoded(b"\n\xc0\xc4\x07", memoryview(b"a" * 123456)))
+        await stream.send(message("b"))
+        await stream.done()
+        assert (await stream.recv()).version == "a" * 123456 + ",b"
 
 
 async def test_errors_keep_their_class_and_text(stub, caplog):

@@ -5,7 +5,7 @@ from harness.echo import ECHO, EchoService, message
 
 from cradled import errors
 from cradled.rpc.inprocess import InProcess
-from cradled.rpc.service import Router, snake_case
+from cradled.rpc.service import Encoded, Router, snake_case
 from cradled.rpc.stub import Stub
 
 
@@ -85,6 +85,15 @@ async def test_server_streaming(stub):
     assert [(await anext(responses)).version for _ in range(2)] == ["0", "1"]
     with pytest.raises(errors.Conflict, match=r"^busy: conflict$"):
         await anext(responses)
+
+
+async def test_requests_that_are_serialised_already(stub):
+    assert (await stub.say(Encoded(b"\n\x02", b"hi"))).version == "hi"
+    async with stub.join() as stream:
+        await stream.send(Encoded(b"\n\x01", memoryview(b"a")))
+        await stream.send(message("b"))
+        await stream.done()
+        assert (await stream.recv()).version == "a,b"
 
 
 async def test_client_streaming(stub):
