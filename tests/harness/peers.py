@@ -100,9 +100,12 @@ class Answer(NamedTuple):
 # Programs
 
 
-def go_program(name: str) -> Path:
-    """Build ``peers/<name>/peer.go`` with Debian's Go packages, once for each of its versions."""
-    source = SOURCES / name / "peer.go"
+def go_program(name: str, *more: str) -> Path:
+    """Build ``peers/<name>/peer.go`` with Debian's Go packages, once for each of its versions.
+
+    ``more`` are other files beside it.
+    """
+    sources = [SOURCES / name / file for file in ("peer.go", *more)]
     environment = {
         **os.environ,
         "GOPATH": "/usr/share/gocode",
@@ -110,11 +113,12 @@ def go_program(name: str) -> Path:
         "GOCACHE": str(CACHE / "go"),
         "CGO_ENABLED": "0",
     }
-    target = CACHE / f"{name}-{_key(source.read_bytes(), _go_packages())}"
+    parts = [source.read_bytes() for source in sources]
+    target = CACHE / f"{name}-{_key(*parts, _go_packages())}"
     if not target.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         made = target.with_name(f"{target.name}.{os.getpid()}")
-        command = ["go", "build", "-o", str(made), str(source)]
+        command = ["go", "build", "-o", str(made), *map(str, sources)]
         subprocess.run(command, env=environment, cwd="/", check=True)
         made.rename(target)
     return target

@@ -9,6 +9,10 @@ a size, and reported without them.
 The Go client takes a JSON object on each line of its standard input: ``open`` a call (``id``,
 ``service``, ``method``, ``text``, ``size``, ``metadata``, ``timeout``), or ``cancel`` it. Each call
 ends with one line of its standard output.
+
+Where the library has streams (since 1.2), ``test.Streams`` has ``Count`` ("N SIZE": N texts of that
+size), ``Join`` (all texts, comma between) and ``Chat`` (echoes; ``fail`` fails), and the order
+``stream`` sends all of ``texts`` and takes what comes.
 """
 
 from __future__ import annotations
@@ -40,6 +44,19 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NAME = "test.Words"
 SAY = Method("Say", f"/{NAME}/Say", StringValue, StringValue, False, False)
 WORDS = Service(NAME, {"Say": SAY})
+STREAMS = Service(
+    "test.Streams",
+    {
+        name: Method(name, f"/test.Streams/{name}", StringValue, StringValue, client, server)
+        for name, client, server in (
+            ("Count", False, True),
+            ("Join", True, False),
+            ("Chat", True, True),
+        )
+    },
+)
+LIBRARY = Path("/usr/share/gocode/src/github.com/containerd/ttrpc")
+HAS_STREAMS = (LIBRARY / "stream.go").exists()
 
 PAIRS = [("go", "ours"), ("ours", "go"), ("ours", "ours")]
 
@@ -49,6 +66,12 @@ class Answer(NamedTuple):
     size: int = 0
     code: int = 0
     status: str = ""
+    texts: tuple[str, ...] = ()
+
+
+def peer() -> tuple[list[str], dict[str, str]]:
+    """How to start the Go peer."""
+    return [str(go_program("ttrpc_go", *["stream.go"] * HAS_STREAMS))], {}
 
 
 class GoClient:
@@ -60,7 +83,7 @@ class GoClient:
 
     @classmethod
     async def start(cls, path: Path) -> GoClient:
-        return cls(await Program.start(([str(go_program("ttrpc_go"))], {}), "client", str(path)))
+        return cls(await Program.start(peer(), "client", str(path)))
 
     async def call(
         self,
@@ -71,13 +94,21 @@ class GoClient:
         metadata: Sequence[tuple[str, str]] = (),
         timeout: float = 0,
     ) -> Answer:
+        return await self._answer(
+            do="open", service=path[0], method=path[1], text=text, size=size,
+            metadata=list(metadata), timeout=timeout,
+        )  # fmt: skip
+
+    async def stream(self, method: str, texts: list[str], size: int = 0) -> Answer:
+        return await self._answer(
+            do="stream", service="test.Streams", method=method, texts=texts, size=size
+        )
+
+    async def _answer(self, **order: Any) -> Answer:
         self._ids += 1
         number = self._ids
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._order(
-            do="open", id=number, service=path[0], method=path[1], text=text, size=size,
-            metadata=list(metadata), timeout=timeout,
-        )  # fmt: skip
+        self._order(id=number, **order)
         try:
             async with asyncio.timeout(PATIENCE):
                 return await asyncio.shield(future)
@@ -92,6 +123,7 @@ class GoClient:
     async def _read(self) -> None:
         while line := await self._program.stdout.readline():
             told = json.loads(line)
+            told["texts"] = tuple(told["texts"] or ())
             self._waiting.pop(told.pop("id")).set_result(Answer(**told))
 
     async def aclose(self) -> None:
@@ -128,6 +160,24 @@ class OurClient:
             return Answer(code=code, status=status)
         return Answer(response.value.rstrip("."), len(response.value))
 
+    async def stream(self, method: str, texts: list[str], size: int = 0) -> Answer:
+        got: list[str] = []
+        total = code = 0
+        status = ""
+        async with self._channel.open(STREAMS.methods[method]) as stream:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    for text in texts:
+                        padding = 0 if method == "Count" else size
+                        await stream.send(StringValue(value=text.ljust(padding, ".")))
+                    await stream.done()
+                    while (response := await stream.recv()) is not None:
+                        got.append(response.value.rstrip("."))
+                        total += len(response.value)
+            except errors.Error as error:
+                code, status = to_status(error)
+        return Answer("", total, code, status, tuple(got))
+
     async def aclose(self) -> None:
         await self._channel.aclose()
 
@@ -163,6 +213,24 @@ class Words:
         return request
 
 
+class Streams:
+    async def count(self, call: Any, request: Any) -> AsyncIterator[Any]:
+        word, _, size = request.value.partition(" ")
+        if not word.isdecimal():
+            raise errors.InvalidArgument("no number", verbatim=True)
+        for number in range(int(word)):
+            yield StringValue(value=str(number).ljust(int(size or 0), "."))
+
+    async def join(self, call: Any, requests: Any) -> Any:
+        return StringValue(value=",".join([request.value async for request in requests]))
+
+    async def chat(self, call: Any, requests: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            if request.value == "fail":
+                raise errors.Aborted("enough")
+            yield request
+
+
 class OurServer:
     def __init__(self, server: TtrpcServer) -> None:
         self._server = server
@@ -171,6 +239,7 @@ class OurServer:
     async def start(cls, path: Path) -> OurServer:
         router = Router()
         router.add(WORDS, Words())
+        router.add(STREAMS, Streams())
         server = TtrpcServer(router)
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(str(path))
@@ -183,7 +252,7 @@ class OurServer:
 
 
 async def go_server(path: Path) -> RemoteServer:
-    program = await Program.start(([str(go_program("ttrpc_go"))], {}), "server", str(path))
+    program = await Program.start(peer(), "server", str(path))
     assert await program.stdout.readline() == b"ready\n"
     return RemoteServer(program)
 
@@ -293,6 +362,48 @@ async def test_a_thousand_calls_at_once(client: Any) -> None:
     for task in hanging:
         task.cancel()
     await asyncio.wait(hanging)
+
+
+STREAMING = PAIRS if HAS_STREAMS else PAIRS[2:]
+
+
+@pytest.fixture
+def streamer(pair: Pair) -> Any:
+    if pair.names not in STREAMING:
+        pytest.skip("this version of the Go library has no streams")
+    return pair.client
+
+
+async def test_streams_from_the_server(streamer: Any) -> None:
+    answer = await streamer.stream("Count", ["3"])
+    assert (answer.texts, answer.code) == (("0", "1", "2"), 0)
+    assert await streamer.stream("Count", ["0"]) == Answer()
+    answer = await streamer.stream("Count", ["100 200000"])
+    assert (len(answer.texts), answer.size) == (100, 100 * 200_000)
+    answer = await streamer.stream("Count", ["x"])
+    assert (answer.code, answer.texts) == (Code.INVALID_ARGUMENT, ())
+    assert answer.status.startswith("no number")
+
+
+async def test_streams_to_the_server(streamer: Any) -> None:
+    assert (await streamer.stream("Join", ["a", "b", "c"])).texts == ("a,b,c",)
+    assert (await streamer.stream("Join", [])).texts == ("",)
+    assert (await streamer.stream("Join", ["x"] * 1000)).texts == (",".join("x" * 1000),)
+
+
+async def test_streams_both_ways(streamer: Any) -> None:
+    answer = await streamer.stream("Chat", ["a", "", "b"], size=100)
+    assert (answer.texts, answer.size, answer.code) == (("a", "", "b"), 300, 0)
+    assert await streamer.stream("Chat", []) == Answer()
+    answer = await streamer.stream("Chat", ["a", "fail"])
+    assert (answer.code, answer.status) == (Code.ABORTED, "enough: aborted")
+    assert answer.texts == ("a",)
+
+
+async def test_a_thousand_streams_at_once(streamer: Any) -> None:
+    calls = [streamer.stream("Chat", [str(number), "x"]) for number in range(1000)]
+    answers = await asyncio.gather(*calls)
+    assert [answer.texts for answer in answers] == [(str(n), "x") for n in range(1000)]
 
 
 @pytest.mark.parametrize("names", PAIRS, ids="-on-".join)

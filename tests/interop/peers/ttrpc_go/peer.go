@@ -24,6 +24,12 @@ import (
 
 type text = wrappers.StringValue
 
+// What stream.go adds, where the library has streams.
+var (
+	registerStreams = func(*ttrpc.Server) {}
+	callStream      func(context.Context, *ttrpc.Client, order) answer
+)
+
 func padded(word string, size int) string {
 	if missing := size - len(word); missing > 0 {
 		word += strings.Repeat(".", missing)
@@ -77,6 +83,7 @@ func serve(path string) {
 	check(err)
 	s := &server{started: make(chan struct{}, 4096), ended: make(chan struct{}, 4096)}
 	ttrpcServer.Register("test.Words", map[string]ttrpc.Method{"Say": s.say})
+	registerStreams(ttrpcServer)
 	fmt.Println("ready")
 	check(ttrpcServer.Serve(context.Background(), listener))
 }
@@ -89,17 +96,19 @@ type order struct {
 	Service  string
 	Method   string
 	Text     string
+	Texts    []string
 	Size     int
 	Metadata [][2]string
 	Timeout  float64
 }
 
 type answer struct {
-	ID     int    `json:"id"`
-	Text   string `json:"text"`
-	Size   int    `json:"size"`
-	Code   int    `json:"code"`
-	Status string `json:"status"`
+	ID     int      `json:"id"`
+	Text   string   `json:"text"`
+	Texts  []string `json:"texts"`
+	Size   int      `json:"size"`
+	Code   int      `json:"code"`
+	Status string   `json:"status"`
 }
 
 func call(ctx context.Context, client *ttrpc.Client, o order) answer {
@@ -144,7 +153,11 @@ func drive(path string) {
 		}
 		cancels[o.ID] = cancel
 		go func() {
-			a := call(ctx, client, o)
+			make := call
+			if o.Do == "stream" {
+				make = callStream
+			}
+			a := make(ctx, client, o)
 			mutex.Lock()
 			defer mutex.Unlock()
 			check(out.Encode(a))
