@@ -46,7 +46,7 @@ USUAL = st.builds(
 )  # fmt: skip
 
 
-@fuzz(500)
+@fuzz(200)
 @given(st.one_of(FIELDS, USUAL))
 def test_heads_of_requests(fields: list[tuple[bytes, bytes]]) -> None:
     """Each is served or refused; the second time, when much is remembered, as the first."""
@@ -61,7 +61,7 @@ def test_heads_of_requests(fields: list[tuple[bytes, bytes]]) -> None:
         assert getattr(again, name) == getattr(head, name)
 
 
-@fuzz(500)
+@fuzz(200)
 @given(FIELDS)
 def test_heads_of_responses(fields: list[tuple[bytes, bytes]]) -> None:
     head = ResponseHead(fields)
@@ -70,7 +70,7 @@ def test_heads_of_responses(fields: list[tuple[bytes, bytes]]) -> None:
     assert all(isinstance(value, bytes) for value in head.binary.values())
 
 
-@fuzz(300)
+@fuzz(120)
 @given(st.one_of(st.text(max_size=11), st.from_regex(r"[0-9]{1,9}[HMSmunx]", fullmatch=True)))
 def test_timeouts(text: str) -> None:
     try:
@@ -129,7 +129,7 @@ def test_kept_messages(data: bytes, encoding: str) -> None:
     check_messages(data, encoding, [1, 4, 5, 6, 20])
 
 
-@fuzz(400)
+@fuzz(150)
 @given(st.lists(PIECES, max_size=5).map(b"".join), ENCODINGS, st.lists(st.integers(0, 500)))
 def test_messages(data: bytes, encoding: str, cuts: list[int]) -> None:
     check_messages(data, encoding, cuts)

@@ -118,7 +118,7 @@ def test_kept_messages(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@fuzz(150)
+@fuzz(60)
 @given(st.lists(FIELDS, max_size=8).map(b"".join), WOUNDS)
 def test_messages_of_the_shim(kind: type[Message], data: bytes, wounds: Any) -> None:
     check_message(kind, data)
@@ -136,7 +136,7 @@ WORDS = st.one_of(
 )  # fmt: skip
 
 
-@fuzz(400)
+@fuzz(150)
 @given(st.lists(WORDS, max_size=8))
 def test_flags_of_a_shim(argv: list[str]) -> None:
     try:
@@ -151,7 +151,7 @@ def test_flags_of_a_shim(argv: list[str]) -> None:
 TEXT = st.text(max_size=12)
 
 
-@fuzz(300)
+@fuzz(120)
 @given(TEXT, TEXT, TEXT, st.one_of(st.none(), st.binary(max_size=20)), WOUNDS)
 def test_what_a_daemon_tells_a_shim(
     namespace: str, id: str, address: str, options: bytes | None, wounds: Any
@@ -207,7 +207,7 @@ OUTPUTS = st.one_of(
 )  # fmt: skip
 
 
-@fuzz(400)
+@fuzz(150)
 @given(OUTPUTS, WOUNDS)
 def test_what_a_shim_prints(output: bytes, wounds: Any) -> None:
     check_output(output)
@@ -247,7 +247,7 @@ def test_kept_specs(data: bytes, tmp_path: Path) -> None:
     check_spec(data, tmp_path)
 
 
-@fuzz(300)
+@fuzz(120)
 @given(st.dictionaries(st.sampled_from(["linux", "annotations"]), SPECS), WOUNDS)
 def test_specs(spec: Any, wounds: Any) -> None:
     data = daemon_side.json.dumps(spec).encode()
@@ -310,7 +310,7 @@ def test_kept_documents(data: bytes) -> None:
     check_document(data)
 
 
-@fuzz(400)
+@fuzz(150)
 @given(DOCUMENTS, WOUNDS)
 def test_documents_of_images(document: Any, wounds: Any) -> None:
     data = daemon_side.json.dumps(document).encode()

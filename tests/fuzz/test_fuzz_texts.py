@@ -51,13 +51,13 @@ def test_kept_filters(data: bytes) -> None:
     check_filter(data.decode())
 
 
-@fuzz(500)
+@fuzz(200)
 @given(EXPRESSIONS)
 def test_filters(text: str) -> None:
     check_filter(text)
 
 
-@fuzz(300)
+@fuzz(120)
 @given(
     st.lists(
         st.tuples(
@@ -111,7 +111,7 @@ def test_kept_patterns(data: bytes) -> None:
     check_pattern(data.decode())
 
 
-@fuzz(400)
+@fuzz(150)
 @given(PATTERNS)
 def test_patterns(expression: str) -> None:
     check_pattern(expression)
@@ -150,7 +150,7 @@ def test_kept_names(data: bytes) -> None:
     check_name(data.decode())
 
 
-@fuzz(500)
+@fuzz(200)
 @given(NAMES)
 def test_names(text: str) -> None:
     check_name(text)
@@ -172,7 +172,7 @@ def test_long_names_take_no_time(part: str) -> None:
 DIGESTS = mixture("sha256", "sha512", "md5", ":", "0" * 64, "a" * 128, "A", "+", "\n", "=", "-")
 
 
-@fuzz(400)
+@fuzz(150)
 @given(DIGESTS)
 def test_digests(text: str) -> None:
     fault = digest.fault(text)
@@ -184,7 +184,7 @@ def test_digests(text: str) -> None:
         assert text.isascii()
 
 
-@fuzz(300)
+@fuzz(120)
 @given(mixture("a", "Z", "0", ".", "-", "_", "\n", "é", "a" * 40), st.text(max_size=50))
 def test_identifiers_and_labels(text: str, value: str) -> None:
     try:
@@ -211,7 +211,7 @@ OPTIONS = st.lists(
 )
 
 
-@fuzz(400)
+@fuzz(150)
 @given(OPTIONS)
 def test_options_of_mounts(words: list[str]) -> None:
     """Each word is one thing, and the last of two that differ counts."""
@@ -230,7 +230,7 @@ def test_options_of_mounts(words: list[str]) -> None:
     )
 
 
-@fuzz(300)
+@fuzz(120)
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
 def test_layers_of_overlays(layers: list[str]) -> None:
     text = ":".join(name.replace("\\", "\\\\").replace(":", "\\:") for name in layers)
@@ -251,7 +251,7 @@ def test_kept_sizes(data: bytes) -> None:
     check_typed(data.decode())
 
 
-@fuzz(300)
+@fuzz(120)
 @given(
     mixture("1", "9" * 400, ".", "e", "k", "MiB", "g", "t", " ", "-", "inf", "nan", "/a", ":", "ro")
 )

@@ -94,19 +94,19 @@ def test_the_kept_cases(data: bytes) -> None:
     check(data, [1, 9, 10, 11, 50])
 
 
-@fuzz(400)
+@fuzz(150)
 @given(streams(), st.lists(st.integers(0, 1000), max_size=8))
 def test_streams(data: bytes, cuts: list[int]) -> None:
     check(data, cuts)
 
 
-@fuzz(300)
+@fuzz(120)
 @given(st.binary(max_size=200))
 def test_garbage(data: bytes) -> None:
     check(data, [7])
 
 
-@fuzz(500)
+@fuzz(200)
 @given(BODIES, st.lists(st.tuples(st.integers(0, 100), st.integers(0, 255)), max_size=3))
 def test_envelopes(body: bytes, wounds: list[tuple[int, int]]) -> None:
     """What they make of bytes, protobuf makes of them too, and it is what they would write."""

@@ -32,7 +32,9 @@ class Tap:
     async def __aexit__(self, *exc: object) -> None:
         self._server.close()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=20)
+            _, late = await asyncio.wait(self._tasks, timeout=5 if exc[0] else 20)
+            for task in late:
+                task.cancel()
 
     async def seen(self, count: int, *, client: bool, kind: int, flags: int) -> None:
         """Wait until so many of these frames went through."""

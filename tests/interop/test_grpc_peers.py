@@ -39,12 +39,11 @@ PAIRS = [
 
 
 class Pair(NamedTuple):
-    """A client on a server; the names of their implementations, and the server's socket."""
+    """A client on a server, and the names of their implementations."""
 
     client: Any
     server: Any
     names: tuple[str, str]
-    path: Path
 
     async def say(self, text: str, revision: str = "", **options: Any) -> Any:
         """The one answer of a call."""
@@ -59,29 +58,43 @@ def name(pair: tuple[str, str]) -> str:
     return f"{pair[0]}-on-{pair[1]}"
 
 
-@pytest.fixture
-def directory() -> Any:
-    """Of a short name, as sockets need."""
-    path = Path(tempfile.mkdtemp(prefix="cradled-peers-"))
-    yield path
-    shutil.rmtree(path)
+class Peers:
+    """Peers that end with their test, and a directory of a short name, as sockets need."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="cradled-peers-"))
+        self._started: list[Any] = []
+
+    async def client(self, peer: str, socket: str, *options: str) -> Any:
+        self._started.append(await start_client(peer, self.directory / socket, *options))
+        return self._started[-1]
+
+    async def server(self, peer: str) -> Any:
+        self._started.append(await start_server(peer, self.directory / "s"))
+        return self._started[-1]
+
+    async def pair(self, names: tuple[str, str], *options: str) -> Pair:
+        server = await self.server(names[1])
+        return Pair(await self.client(names[0], "s", *options), server, names)
+
+    async def aclose(self) -> None:
+        for peer in reversed(self._started):
+            await peer.aclose()
+        shutil.rmtree(self.directory)
 
 
-async def make(names: tuple[str, str], directory: Path, *options: str) -> Pair:
-    path = directory / "s"
-    server = await start_server(names[1], path)
-    client = await start_client(names[0], path, *options)
-    return Pair(client, server, names, path)
+@pytest_asyncio.fixture(loop_scope="module")
+async def peers() -> AsyncIterator[Peers]:
+    peers = Peers()
+    yield peers
+    await peers.aclose()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=PAIRS, ids=name)
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
-    directory = Path(tempfile.mkdtemp(prefix="cradled-peers-"))
-    pair = await make(request.param, directory)
-    yield pair
-    await pair.client.aclose()
-    await pair.server.aclose()
-    shutil.rmtree(directory)
+    peers = Peers()
+    yield await peers.pair(request.param)
+    await peers.aclose()
 
 
 async def test_all_kinds_of_calls(pair: Pair) -> None:
@@ -263,12 +276,12 @@ def names(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("names", PAIRS[:-1], ids=name)  # ours sends none
-async def test_pings_are_answered(names: tuple[str, str], directory: Path) -> None:
+async def test_pings_are_answered(names: tuple[str, str], peers: Peers) -> None:
     """Those that measure a link, and those that keep it alive: neither side takes offence."""
     theirs_is_client = names[1] == "ours"
-    server = await start_server(names[1], directory / "s")
-    async with Tap(directory / "t", directory / "s") as tap:
-        client = await start_client(names[0], directory / "t", "keepalive")
+    await peers.server(names[1])
+    async with Tap(peers.directory / "t", peers.directory / "s") as tap:
+        client = await peers.client(names[0], "t", "keepalive")
         chat = client.open("Chat")
         for word in ("a", "b", "c"):
             await chat.send(Spec(word, size=MIB))
@@ -281,11 +294,10 @@ async def test_pings_are_answered(names: tuple[str, str], directory: Path) -> No
         assert (await chat.recv()).status.code == 0
         assert tap.count(client=False, kind=GOAWAY, flags=0) == 0
         await client.aclose()
-        await server.aclose()
 
 
-async def test_compressed_messages(names: tuple[str, str], directory: Path) -> None:
-    pair = await make(names, directory, "gzip")
+async def test_compressed_messages(names: tuple[str, str], peers: Peers) -> None:
+    pair = await peers.pair(names, "gzip")
     answer = await pair.client.open("Say", Spec("a", size=200_000)).recv()
     assert answer.messages == [Got("a", 200_000, "")]
     chat = pair.client.open("Chat")
@@ -293,16 +305,13 @@ async def test_compressed_messages(names: tuple[str, str], directory: Path) -> N
         await chat.send(Spec(word, size=5000))
     await chat.close()
     assert (await chat.recv()).messages == [Got(word, 5000, "") for word in ("a", "", "c")]
-    await pair.client.aclose()
-    await pair.server.aclose()
 
 
-async def test_graceful_shutdown(names: tuple[str, str], directory: Path) -> None:
+async def test_graceful_shutdown(names: tuple[str, str], peers: Peers) -> None:
     """Calls under way go on, new ones are not taken, the server ends with the last call."""
-    path = directory / "s"
-    server = await start_server(names[1], path)
-    async with Tap(directory / "t", path) as tap:
-        client = await start_client(names[0], directory / "t")
+    server = await peers.server(names[1])
+    async with Tap(peers.directory / "t", peers.directory / "s") as tap:
+        client = await peers.client(names[0], "t")
         chat = client.open("Chat")
         await chat.send(Spec("a"))
         assert (await chat.recv(1)).texts == ["a"]
@@ -318,13 +327,11 @@ async def test_graceful_shutdown(names: tuple[str, str], directory: Path) -> Non
         answer = await client.open("Say", Spec("late")).recv()
         assert answer.status.code == Code.UNAVAILABLE
         await client.aclose()
-        await server.aclose()
 
 
-async def test_lost_servers(names: tuple[str, str], directory: Path) -> None:
-    pair = await make(names, directory)
+async def test_lost_servers(names: tuple[str, str], peers: Peers) -> None:
+    pair = await peers.pair(names)
     call = pair.client.open("Say", Spec("hang"), metadata=[("key", "lost")])
     await pair.say("started", "lost")
     await pair.server.aclose()
     assert (await call.recv()).status.code == Code.UNAVAILABLE
-    await pair.client.aclose()

@@ -409,9 +409,12 @@ async def test_a_thousand_streams_at_once(streamer: Any) -> None:
 @pytest.mark.parametrize("names", PAIRS, ids="-on-".join)
 async def test_lost_servers(names: tuple[str, str], tmp_path: Path) -> None:
     pair = await make(names, tmp_path / "s")
-    call = asyncio.ensure_future(pair.client.call("hang"))
-    await pair.client.call("started")
-    await pair.server.aclose()
-    assert await call == Answer(code=Code.UNKNOWN, status="ttrpc: closed")
-    assert (await pair.client.call("hi")).status == "ttrpc: closed"
-    await pair.client.aclose()
+    try:
+        call = asyncio.ensure_future(pair.client.call("hang"))
+        await pair.client.call("started")
+        await pair.server.aclose()
+        assert await call == Answer(code=Code.UNKNOWN, status="ttrpc: closed")
+        assert (await pair.client.call("hi")).status == "ttrpc: closed"
+    finally:
+        await pair.client.aclose()
+        await pair.server.aclose()
