@@ -24,6 +24,7 @@ from cradled.api import bootstrap_pb2, runc_options_pb2, task_v3_pb2  # noqa: F4
 from cradled.api.pool import POOL
 from cradled.core.values import AnyValue
 from cradled.errors import Error, InvalidArgument, NotFound
+from cradled.daemon import tracing
 from cradled.oci import image
 from cradled.runtime import bootstrap as daemon_side
 from cradled.runtime import bundle as daemon_bundle
@@ -31,6 +32,7 @@ from cradled.shim import bootstrap as shim_side
 from cradled.shim import bundle as shim_bundle
 from cradled.shim import codec, messages
 from cradled.shim.codec import Message
+from cradled.transfer import importer
 from cradled.workers import jobs
 from cradled.zygote import protocol
 
@@ -292,6 +294,10 @@ DOCUMENTS = st.one_of(
 
 
 def check_document(data: bytes) -> None:
+    with suppress(InvalidArgument):
+        importer._decode(data, image.Index, "index")
+    with suppress(InvalidArgument):
+        tracing._query(AnyValue(tracing.QUERY, data))
     for read in (image.index, image.manifest, image.config):
         with suppress(InvalidArgument):
             view: Any = read(data)

@@ -219,7 +219,7 @@ async def test_deadlines(pair: Pair) -> None:
     seen = json.loads((await pair.say("seen", timeout=50)).text)
     assert 0 < seen["timeout"] < 51  # some round up
     metadata = [("key", "deadline")]
-    answer = await pair.client.open("Say", Spec("hang"), metadata=metadata, timeout=0.3).recv()
+    answer = await pair.client.open("Say", Spec("hang"), metadata=metadata, timeout=0.5).recv()
     assert answer.status.code == Code.DEADLINE_EXCEEDED
     await pair.say("cancelled", "deadline")
 

@@ -316,7 +316,7 @@ async def test_metadata_and_time_left(client: Any) -> None:
 
 
 async def test_deadlines(client: Any) -> None:
-    answer = await client.call("hang", timeout=0.3)
+    answer = await client.call("hang", timeout=0.5)
     assert answer.code in (Code.DEADLINE_EXCEEDED, Code.UNKNOWN)  # Go's has no code
     assert answer.status in ("context deadline exceeded", "deadline exceeded")
     assert (await client.call("started")).text == "started"
