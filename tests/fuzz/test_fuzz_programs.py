@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from cradled.api import bootstrap_pb2, runc_options_pb2, task_v3_pb2  # noqa: F401
 from cradled.api.pool import POOL
 from cradled.core.values import AnyValue
-from cradled.errors import Error, InvalidArgument, NotFound
 from cradled.daemon import tracing
+from cradled.errors import Error, InvalidArgument, NotFound
 from cradled.oci import image
 from cradled.runtime import bootstrap as daemon_side
 from cradled.runtime import bundle as daemon_bundle
