@@ -78,13 +78,29 @@ POOL_PY = (
     HEADER
     + '''"""The descriptor pool of ``cradled.api`` and the method tables made from it."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from google.protobuf import message_factory
-from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.descriptor_pool import DescriptorPool
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-POOL: Any = DescriptorPool()
+from google.protobuf.message import Message
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import FileDescriptor
+
+# The C core alone does. The public modules around it import a second implementation, in Python,
+# which costs every process 10 ms and 2 MiB.
+core: Any
+try:
+    from google._upb import _message as core
+except ImportError:  # another implementation, or version
+    core = None
+
+if core is not None:
+    POOL: Any = core.DescriptorPool()
+else:
+    from google.protobuf.descriptor_pool import DescriptorPool
+
+    POOL = DescriptorPool()
 
 
 class Method(NamedTuple):
@@ -109,7 +125,7 @@ def add(serialized: bytes, namespace: dict[str, Any]) -> FileDescriptor:
     """Add a file to the pool and put its messages, enums and services into a module."""
     file = POOL.AddSerializedFile(serialized) or POOL.FindFileByName(_file_name(serialized))
     for name, message in file.message_types_by_name.items():
-        namespace[name] = message_factory.GetMessageClass(message)
+        namespace[name] = _class(message)
     for name, enum in file.enum_types_by_name.items():
         for value in enum.values:
             namespace[value.name] = value.number
@@ -124,12 +140,27 @@ def _file_name(serialized: bytes) -> str:
     return descriptor_pb2.FileDescriptorProto.FromString(serialized).name
 
 
+def _class(descriptor: Any) -> Any:
+    if core is None:
+        from google.protobuf import message_factory
+
+        return message_factory.GetMessageClass(descriptor)
+    found = getattr(descriptor, "_concrete_class", None)
+    if found is None:
+        attributes = {"DESCRIPTOR": descriptor, "__module__": None}
+        found = core.MessageMeta(descriptor.name, (Message,), attributes)
+        for field in descriptor.fields:
+            if field.message_type is not None:
+                _class(field.message_type)
+    return found
+
+
 def _method(method: Any) -> Method:
     return Method(
         method.name,
         f"/{method.containing_service.full_name}/{method.name}",
-        message_factory.GetMessageClass(method.input_type),
-        message_factory.GetMessageClass(method.output_type),
+        _class(method.input_type),
+        _class(method.output_type),
         method.client_streaming,
         method.server_streaming,
     )
