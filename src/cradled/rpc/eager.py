@@ -72,26 +72,30 @@ class _Host:
 
     @coroutine
     def _steps(self) -> Generator[Any, Any, None]:
+        lost: BaseException | None = None
         try:
             yield
             if self._given is None:
                 yield from self._wake
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if self._given is None:
                 raise
             # Cancelled between the first step and now: as a task would, pass it on to what the
-            # coroutine awaits, and find it cancelled below.
-            if self._given[1] is not None:
-                self._given[1].cancel()
+            # coroutine awaits, and find it cancelled below. If that has come already, or if it
+            # awaits nothing, the coroutine itself must hear of it.
+            if self._given[1] is None or not self._given[1].cancel():
+                lost = error
         assert self._given is not None
         coro, awaited, context = self._given
         step: Any = coro.send
         while True:
             try:
+                if lost is not None:
+                    raise lost
                 value = yield awaited
                 step = coro.send
             except BaseException as error:
-                value, step = error, coro.throw
+                value, step, lost = error, coro.throw, None
             try:
                 awaited = context.run(step, value)
             except StopIteration:

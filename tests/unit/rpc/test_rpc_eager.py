@@ -123,6 +123,37 @@ async def test_cancel_at_any_time(start, turns):
     assert inner.cancelled()
 
 
+@pytest.mark.parametrize("awaits", ["what has come", "nothing"])
+async def test_cancel_before_the_host_has_had_its_turn_is_not_lost(start, awaits):
+    """Nothing it awaits could take the cancellation: the coroutine has to hear of it itself."""
+    loop = asyncio.get_running_loop()
+    ready, started = loop.create_future(), loop.create_future()
+    seen = []
+
+    async def work():
+        try:
+            await (ready if awaits == "what has come" else asyncio.sleep(0))
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            await asyncio.sleep(0)
+            seen.append("cleaned up")
+            raise
+
+    def begin():
+        task = start.starter.start(work())
+        ready.set_result(None)
+        task.cancel()
+        started.set_result(task)
+
+    loop.call_soon(begin)
+    task = await started
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(5):
+            await task
+    assert seen == ["cancelled", "cleaned up"]
+
+
 async def test_a_coroutine_that_cancels_its_task_and_ends_does_no_harm(start):
     seen = []
 
