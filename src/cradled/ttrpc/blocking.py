@@ -48,8 +48,8 @@ class Client:
     ) -> Response:
         """Make a unary call; the response may carry an error code.
 
-        Raises ConnectionError when the server has gone or breaks the protocol, TimeoutError after ``timeout`` seconds,
-        LocalError for a request over the limit.
+        Raises ConnectionError when the server has gone or breaks the protocol, TimeoutError after
+        ``timeout`` seconds, LocalError for a request over the limit.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         nanoseconds = 0 if timeout is None else max(1, int(timeout * 1e9))
