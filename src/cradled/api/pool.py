@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import FileDescriptor
 
 # The C core alone does. The public modules around it import a second implementation, in Python,
-# which costs every process 10 ms and 2 MiB.
+# which costs every process 10 ms and a MiB.
 core: Any
 try:
     from google._upb import _message as core
