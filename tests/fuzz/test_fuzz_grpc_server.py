@@ -106,6 +106,8 @@ blocks = st.sampled_from(
         head("Say", ("grpc-encoding", "gzip")),
         head("Chat", timeout=0.001),
         head("Say", timeout=0.001),
+        head("Join", timeout=0.001),
+        head("Say", timeout=0.001),
         head("Absent"),
         head("Nothing"),
         hpack.encode([(b":method", b"GET")]),
@@ -152,7 +154,7 @@ parts = st.one_of(
 steps = st.lists(
     st.one_of(
         st.lists(parts, min_size=1, max_size=6).map(b"".join),
-        st.sampled_from(["turn", "turns", "pause", "resume", "drain"]),
+        st.sampled_from(["turn", "turns", "turns", "pause", "resume", "drain"]),
     ),
     max_size=12,
 )
