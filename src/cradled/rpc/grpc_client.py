@@ -32,6 +32,7 @@ from cradled.rpc.status import Code, from_status
 from cradled.rpc.stub import ClientStream, Metadata
 
 _REMEMBERED = 256  # heads
+_REASON = 200  # characters of what a server says when it hangs up
 _UNIQUE = frozenset({"traceparent", "tracestate", "baggage"})  # metadata that no two calls share
 
 
@@ -310,11 +311,15 @@ class _ClientConnection(GrpcConnection):
         super().__init__(server=False, interpret=ResponseHead)
         self.lost: asyncio.Future[None] = self.loop.create_future()
         self._retired = False
+        self._lost_text = "the connection was lost"
         self._waiting: deque[asyncio.Future[None]] = deque()  # for a stream to end
 
     def handle(self, event: Event) -> None:
         if type(event) is GoneAway:
             self._retired = True  # Go's server waits for us to hang up
+            if event.code:
+                reason = event.text[:_REASON] or f"error code {event.code}"
+                self._lost_text = f"the connection was lost: {reason}"
             self._admit(len(self._waiting))
             return
         call: GrpcStream | None = event.stream.context  # type: ignore[union-attr]
@@ -342,7 +347,7 @@ class _ClientConnection(GrpcConnection):
         super().connection_lost(exc)
         for stream in list(self.http2.streams.values()):
             if stream.context is not None:
-                stream.context.broken(errors.Unavailable("the connection was lost"))
+                stream.context.broken(errors.Unavailable(self._lost_text))
         self._admit(len(self._waiting))
         self.lost.set_result(None)
 

@@ -474,3 +474,15 @@ async def test_errors_of_a_channel_whose_server_calls_for_calm(stub, server):
     connection.flush()
     with pytest.raises(errors.ResourceExhausted):
         await task
+
+
+@pytest.mark.parametrize(("text", "told"), [("too many pings", "too many pings"), ("", "code 11")])
+async def test_a_channel_says_why_it_was_hung_up_on(stub, server, service, text, told):
+    task = asyncio.ensure_future(stub.say(message("hang")))
+    await service.started.wait()
+    (connection,) = server._connections
+    connection.http2.close(ErrorCode.ENHANCE_YOUR_CALM, text)
+    connection.flush()
+    connection.hang_up()
+    with pytest.raises(errors.Unavailable, match=f"the connection was lost: .*{told}"):
+        await task

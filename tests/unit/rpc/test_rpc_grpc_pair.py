@@ -114,6 +114,11 @@ async def test_deadline_on_both_sides(stub, service):
     assert service.calls[0].deadline is not None
 
 
+async def test_a_deadline_in_eleven_thousand_years(stub, service):
+    assert (await stub.say(message("slow"), timeout=1e12)).version == "slow"
+    assert service.calls[0].deadline > 3e11
+
+
 async def test_expired_deadline_is_not_served(stub, service):
     with pytest.raises(errors.DeadlineExceeded):
         await stub.say(message("hi"), timeout=-1)
