@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 
 from cradled import failpoints
 from cradled.core.content import IngestStatus
-from cradled.errors import NotFound
+from cradled.errors import FailedPrecondition, NotFound
 from cradled.linux import fs, libc, memory
 
 _READ_SIZE = 1 << 20
@@ -125,15 +125,17 @@ class Ingest:
             return remove(self.path)
 
     def close(self) -> None:
+        """Let go of the file. What is still on its way to it, after a cancellation, fails."""
         with self._lock:
+            self._failure = FailedPrecondition(f"the ingest of {self.ref} is closed")
             self._close()
 
     def _append(self, chunks: Sequence[Chunk]) -> None:
         self._check()
-        if self._fd < 0:
-            self._make()
         if self._failure is not None:
             raise self._failure
+        if self._fd < 0:
+            self._make()
         try:
             self._written += _write(self._fd, chunks)
         except BaseException as failure:

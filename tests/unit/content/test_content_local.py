@@ -165,6 +165,14 @@ async def test_a_failure_before_the_name_leaves_no_blob(
     await writer.commit(len(data), digest.of(data), {})
 
 
+def test_nothing_is_written_to_a_closed_ingest(tmp_path: Path) -> None:
+    one = Ingest(str(tmp_path / "x"), "r", 0, 1)
+    one.close()
+    with pytest.raises(FailedPrecondition, match="the ingest of r is closed"):
+        one.append([b"late"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dropped_ingests_say_so(tmp_path: Path) -> None:
     one = Ingest(str(tmp_path / "x"), "r", 0, 1)
     one.append([b"data"])
