@@ -134,9 +134,9 @@ class Ingest:
         self._check()
         if self._failure is not None:
             raise self._failure
-        if self._fd < 0:
-            self._make()
         try:
+            if self._fd < 0:
+                self._make()
             self._written += _write(self._fd, chunks)
         except BaseException as failure:
             self._failure = failure

@@ -165,6 +165,16 @@ async def test_a_failure_before_the_name_leaves_no_blob(
     await writer.commit(len(data), digest.of(data), {})
 
 
+def test_nothing_follows_a_write_that_failed(tmp_path: Path) -> None:
+    one = Ingest(str(tmp_path / "none" / "x"), "r", 0, 1)
+    with pytest.raises(FileNotFoundError):
+        one.append([b"first"])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileNotFoundError):
+        one.append([b"second"])
+    assert list((tmp_path / "none").iterdir()) == []
+
+
 def test_nothing_is_written_to_a_closed_ingest(tmp_path: Path) -> None:
     one = Ingest(str(tmp_path / "x"), "r", 0, 1)
     one.close()
