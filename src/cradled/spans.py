@@ -15,14 +15,17 @@ only read, have a ring of their own and so do not drive out those that have step
 
 Many a span costs as much as the step it is about, so it is one object that is also the trace if
 it is outermost, and what is kept of all others is a plain tuple.
+Of a call without steps not even its object is kept but what is in it, in columns: an object that
+is given back after hundreds of others has left the caches, which costs more than all the rest.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
 from itertools import count
@@ -51,17 +54,24 @@ _SCOPE = {
     "containerd-lease": "lease",
 }
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
 _now = time.monotonic_ns
 _ids = count(int.from_bytes(os.urandom(8), "big") >> 1)  # never reaches 64 bits
 _ID = (1 << 64) - 1
 _PROCESS = int.from_bytes(os.urandom(8), "big") << 64
 _SPREAD = 0x9E3779B97F4A7C15  # odd: makes of consecutive ids others far apart, all different
 
-_current: ContextVar[span | None] = ContextVar("span", default=None)
+_current: ContextVar[Outermost | None] = ContextVar("span", default=None)
 _get, _set = _current.get, _current.set
-_open: set[span] = set()
-_singles: deque[span] = deque(maxlen=SINGLES)
-_stepped: deque[span] = deque()
+_open: set[Outermost] = set()
+_singles: deque[Outermost] = deque(maxlen=SINGLES)
+_brief_names = [""] * SINGLES
+_brief_metadata: list[Mapping[str, str]] = [_NOTHING] * SINGLES
+_brief_times = array("q", bytes(16 * SINGLES))
+_brief_ids = array("Q", bytes(8 * SINGLES))
+_brief_next = 0
+_stepped: deque[Outermost] = deque()
 _steps = 0
 
 
@@ -107,33 +117,67 @@ class Sink(Protocol):
 sink: Sink | None = None
 
 
-class span:
+class Outermost:
+    """What is outermost in this process, with the steps under it: a trace in the making.
+
+    Slots that not every trace needs are only set where it does.
+    """
+
+    __slots__ = ("dropped", "end", "error", "id", "kept", "name", "start", "steps")
+
+    trace: Outermost | None = None
+    """The outermost span; None for that one itself."""
+    metadata: Mapping[str, str]
+    name: str
+    id: int
+    start: int
+    end: int
+    error: str
+    dropped: int
+    kept: int
+    steps: list[tuple[Any, ...]] | None
+
+    @property
+    def caller(self) -> tuple[int, int, bool | None]:
+        """Trace and span of who called, and whether they are sampled; (0, 0, None) for nobody."""
+        return 0, 0, None
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def trace_id(self) -> int:
+        outermost = self.trace or self
+        return outermost.caller[0] or _trace_id(outermost.id)
+
+
+class span(Outermost):
     """A step. An exception that leaves the block is noted and goes on."""
 
-    trace: span | None = None
-    """The outermost span; None for that one itself."""
-    parent = 0
-    remote = 0
-    sampled: bool | None = None
-    steps: list[tuple[Any, ...]] | None = None
-    dropped = 0
-    kept = 0
-    start = 0
-    end = 0
-    error = ""
-    metadata: Mapping[str, str] = MappingProxyType({})
-    """That of the call which it is."""
-    _around: span | None = None
+    __slots__ = ("_around", "_attributes", "parent", "started_by", "trace")
+    started_by: tuple[int, int, bool]
 
     def __init__(self, name: str, /, **attributes: Any) -> None:
         self.name = name
-        self.attributes = attributes
+        self._attributes = attributes
         self.id = next(_ids)
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return self._attributes
+
+    @property
+    def caller(self) -> tuple[int, int, bool | None]:
+        return getattr(self, "started_by", (0, 0, None))
+
     def __enter__(self) -> span:
-        around = _get()
-        if around is not None:
-            self._around = around
+        around = self._around = _get()
+        if around is None:
+            self.trace = None
+            self.steps = None
+            self.end = 0
+        else:
             self.parent = around.id
             self.trace = around.trace or around
         _set(self)
@@ -160,53 +204,57 @@ class span:
             _keep(self)
             return
         self._around = None
-        step = (self.name, self.id, self.parent, self.start, end, self.attributes, _text(exc))
-        if trace.steps is None or trace.end:
+        step = (self.name, self.id, self.parent, self.start, end, self._attributes, _text(exc))
+        if trace.steps is None or trace.end or len(trace.steps) >= STEPS_OF_ONE:
             _add(trace, step)
-        elif len(trace.steps) < STEPS_OF_ONE:
-            trace.steps.append(step)
         else:
-            trace.dropped += 1
-
-    @property
-    def trace_id(self) -> int:
-        outermost = self.trace or self
-        return outermost.remote or _PROCESS | outermost.id * _SPREAD & _ID
+            trace.steps.append(step)
 
 
-class call(span):
+class Call(Outermost):
     """The outermost span whatever is open around it: what this process does for a caller.
 
-    Of the call's ``metadata`` the caller's own span is taken (``traceparent``), and the scope told.
-    It is open from the beginning, and for the rest of the context it is made in: only ``close`` it
-    in a context that nothing else goes on in.
+    A transport's own object for the call is made one of these (one object less for each call).
+    Of its metadata the caller's span is taken (``traceparent``), and the scope told, both when
+    somebody looks.
     """
 
-    def __init__(self, name: str, metadata: Mapping[str, str]) -> None:
+    __slots__ = ()
+
+    def open(self, name: str) -> None:
+        """It is open for the rest of the context that this is called in.
+
+        Only ``close`` it in a context that nothing else goes on in.
+        """
         self.name = name
-        self.metadata = metadata
         self.id = next(_ids)
-        if TRACEPARENT in metadata and (parsed := parse_traceparent(metadata[TRACEPARENT])):
-            self.remote, self.parent, self.sampled = parsed
+        self.steps = None
+        self.end = 0
         _set(self)
-        _open.add(self)
         self.start = _now()
 
-    @property
-    def attributes(self) -> dict[str, Any]:  # type: ignore[override]
-        """Made when somebody looks, which for most calls is never."""
-        metadata = self.metadata
-        return {told: metadata[key] for key, told in _SCOPE.items() if key in metadata}
-
     def close(self, exc: BaseException | None = None) -> None:
-        self.end = _now()
-        _open.discard(self)
-        if exc is not None:
-            self.error = _text(exc)
-        if self.steps is None and sink is None:
-            _singles.append(self)
-        else:
-            _keep(self)
+        global _brief_next
+        self.end = end = _now()
+        if exc is None and self.steps is None and sink is None:
+            at = _brief_next
+            _brief_next = (at + 1) % SINGLES
+            _brief_names[at] = self.name
+            _brief_metadata[at] = self.metadata
+            _brief_times[2 * at] = self.start
+            _brief_times[2 * at + 1] = end
+            _brief_ids[at] = self.id
+            return
+        self.error = _text(exc)
+        _keep(self)
+
+    @property
+    def caller(self) -> tuple[int, int, bool | None]:
+        return _caller(self.metadata)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return _scope(self.metadata)
 
 
 def program(name: str, traceparent: str = "", /) -> span:
@@ -215,7 +263,7 @@ def program(name: str, traceparent: str = "", /) -> span:
     ``traceparent`` is that of who started it, or empty.
     """
     one = span(name)
-    one.remote, one.parent, one.sampled = parse_traceparent(traceparent) or (0, 0, True)
+    one.started_by = parse_traceparent(traceparent) or (0, 0, True)
     return one
 
 
@@ -235,7 +283,7 @@ def traced(
     return decorate
 
 
-def current() -> span | None:
+def current() -> Outermost | None:
     """The innermost open span of this task."""
     return _get()
 
@@ -245,7 +293,7 @@ def detach() -> None:
     _set(None)
 
 
-def record(parent: span, name: str, start: int, end: int, /, **attributes: Any) -> int:
+def record(parent: Outermost, name: str, start: int, end: int, /, **attributes: Any) -> int:
     """Add a step that was timed elsewhere; returns its id."""
     id = next(_ids)
     _add(parent.trace or parent, (name, id, parent.id, start, end, attributes, ""))
@@ -262,13 +310,13 @@ def outgoing() -> tuple[tuple[str, str], ...]:
     if innermost is None:
         return ()
     outermost = innermost.trace or innermost
-    trace_id, sampled = innermost.trace_id, outermost.sampled
+    trace_id, sampled = innermost.trace_id, outermost.caller[2]
     if sampled is None:
         if sink is None:
             return ()
         sampled = sink.samples(trace_id)
     parent = f"00-{trace_id:032x}-{innermost.id:016x}-{int(sampled):02x}"
-    metadata = outermost.metadata
+    metadata = getattr(outermost, "metadata", _NOTHING)
     passed_on = ((key, metadata[key]) for key in _PASSED_ON if key in metadata)
     return ((TRACEPARENT, parent), *passed_on)
 
@@ -288,14 +336,19 @@ def parse_traceparent(value: str) -> tuple[int, int, bool] | None:
 
 def traces() -> list[Trace]:
     """All that is kept, the one that ended first at the head."""
-    return [_view(one) for one in sorted([*_singles, *_stepped], key=lambda one: one.end)]
+    found = [_view(one) for one in (*_singles, *_stepped)]
+    known = {trace.spans[0].id for trace in found}  # a step may outlive a call that had none
+    found += [trace for trace in _brief() if trace.spans[0].id not in known]
+    return sorted(found, key=lambda trace: trace.spans[0].end)
 
 
 def under_way() -> list[tuple[str, float]]:
-    """The spans that are open now, the oldest first: name with attributes, age in seconds."""
+    """The steps that are open now and the calls they are part of, the oldest first: name with
+    attributes, age in seconds."""
     now = _now()
     told = []
-    for one in sorted(_open, key=lambda one: one.start):
+    above = {one.trace for one in _open if one.trace is not None and not one.trace.end}
+    for one in sorted(_open | above, key=lambda one: one.start):
         words = [one.name, *(f"{key}={value}" for key, value in one.attributes.items())]
         told.append((" ".join(words), (now - one.start) / 1e9))
     return told
@@ -312,27 +365,37 @@ def clear() -> None:
     _singles.clear()
     _stepped.clear()
     _steps = 0
+    for at in range(SINGLES):
+        _brief_times[2 * at + 1] = 0
+        _brief_metadata[at] = _NOTHING
 
 
-def _add(trace: span, step: tuple[Any, ...]) -> None:
+def _add(trace: Outermost, step: tuple[Any, ...]) -> None:
     if trace.steps is None:
         trace.steps = [step]
+        if trace.end and trace not in _singles:  # only what is in it was kept
+            _keep_steps(trace)
     elif len(trace.steps) < STEPS_OF_ONE:
         trace.steps.append(step)
     else:
-        trace.dropped += 1
+        trace.dropped = getattr(trace, "dropped", 0) + 1
         return
     if trace.end and sink is not None:  # the step outlived the call
-        sink.ended(Trace(trace.trace_id, trace.sampled, [Record._make(step)], 0))
+        sink.ended(Trace(trace.trace_id, trace.caller[2], [Record._make(step)], 0))
 
 
-def _keep(trace: span) -> None:
-    global _steps
+def _keep(trace: Outermost) -> None:
     if sink is not None:
         sink.ended(_view(trace))
     if trace.steps is None:
         _singles.append(trace)
-        return
+    else:
+        _keep_steps(trace)
+
+
+def _keep_steps(trace: Outermost) -> None:
+    global _steps
+    assert trace.steps is not None
     trace.kept = len(trace.steps)
     _stepped.append(trace)
     _steps += trace.kept
@@ -340,13 +403,36 @@ def _keep(trace: span) -> None:
         _steps -= _stepped.popleft().kept
 
 
+def _trace_id(id: int) -> int:
+    return _PROCESS | id * _SPREAD & _ID
+
+
+def _caller(metadata: Mapping[str, str]) -> tuple[int, int, bool | None]:
+    return parse_traceparent(metadata.get(TRACEPARENT, "")) or (0, 0, None)
+
+
+def _scope(metadata: Mapping[str, str]) -> dict[str, Any]:
+    return {told: metadata[key] for key, told in _SCOPE.items() if key in metadata}
+
+
+def _brief() -> Iterator[Trace]:
+    """The calls without steps."""
+    starts, ends = _brief_times[::2], _brief_times[1::2]
+    columns = (_brief_names, _brief_ids, starts, ends, _brief_metadata)
+    for name, id, start, end, metadata in zip(*columns, strict=True):
+        if end:
+            trace, parent, sampled = _caller(metadata)
+            only = Record(name, id, parent, start, end, _scope(metadata), "")
+            yield Trace(trace or _trace_id(id), sampled, [only], 0)
+
+
 def _text(exc: BaseException | None) -> str:
     return "" if exc is None else str(exc) or type(exc).__name__
 
 
-def _view(trace: span) -> Trace:
-    first = Record(
-        trace.name, trace.id, trace.parent, trace.start, trace.end, trace.attributes, trace.error
-    )
+def _view(trace: Outermost) -> Trace:
+    _, parent, sampled = trace.caller
+    error = getattr(trace, "error", "")
+    first = Record(trace.name, trace.id, parent, trace.start, trace.end, trace.attributes, error)
     steps = [Record._make(step) for step in trace.steps or ()]
-    return Trace(trace.trace_id, trace.sampled, [first, *steps], trace.dropped)
+    return Trace(trace.trace_id, sampled, [first, *steps], getattr(trace, "dropped", 0))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.collector import http_collector
 from harness.daemon import Daemon
+
+CREATE = "containerd.services.namespaces.v1.Namespaces/Create"
 
 
 @pytest.fixture
@@ -29,13 +32,14 @@ def test_what_ctr_asks_for_is_exported(daemon: Daemon) -> None:
             found = plugins(daemon)
         finally:
             daemon.stop()
-        exported = {}
-        while "containerd.services.namespaces.v1.Namespaces/Create" not in exported:
-            exported |= {one.name: one for one in collector.spans()}
+        exported: list[Any] = []
+        while not any(one.name == CREATE for one in exported):
+            exported += collector.spans()
     assert found["io.containerd.tracing.processor.v1.otlp"] == "ok"
     assert found["io.containerd.internal.v1.tracing"] == "ok"
-    create = exported["containerd.services.namespaces.v1.Namespaces/Create"]
-    assert exported["metadata.fsync"].parent_span_id == create.span_id
+    (create,) = [one for one in exported if one.name == CREATE]
+    steps = {one.name for one in exported if one.parent_span_id == create.span_id}
+    assert steps == {"metadata.queue", "metadata.apply", "metadata.fsync"}
 
 
 def test_without_an_endpoint_nothing_of_it_is_loaded(daemon: Daemon) -> None:

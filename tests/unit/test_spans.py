@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cradled import spans
-from cradled.spans import Trace, call, span
+from cradled.spans import Trace, span
 
 REMOTE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -22,6 +22,15 @@ def empty() -> Iterator[None]:
     spans.clear()
     yield
     spans.clear()
+
+
+class Served(spans.Call):
+    """A transport's call."""
+
+    __slots__ = ("metadata",)
+
+    def __init__(self, metadata: dict[str, str]) -> None:
+        self.metadata = metadata
 
 
 class Sink:
@@ -42,7 +51,8 @@ class Sink:
 def serving(traceparent: str = "") -> Iterator[None]:
     """As a transport does it: each call in a context of its own."""
     token = spans._current.set(None)
-    one = call("served", {"traceparent": traceparent, "containerd-lease": "l"})
+    one = Served({"traceparent": traceparent, "containerd-lease": "l"})
+    one.open("served")
     try:
         yield
     finally:
@@ -167,7 +177,8 @@ def test_a_call_goes_on_with_its_callers_trace() -> None:
 def test_what_else_a_caller_passes_on() -> None:
     metadata = {"traceparent": REMOTE, "tracestate": "a=1", "baggage": "b=2", "other": "c"}
     token = spans._current.set(None)
-    one = call("served", metadata)
+    one = Served(metadata)
+    one.open("served")
     with span("step"):
         told = dict(spans.outgoing())
     one.close()
@@ -263,6 +274,13 @@ def test_what_is_under_way() -> None:
     assert [name for name, _ in told] == ["outer id=x", "inner"]
     assert told[0][1] >= told[1][1] >= 0
     assert spans.under_way() == []
+
+
+def test_calls_are_under_way_while_they_have_steps() -> None:
+    with serving():
+        assert spans.under_way() == []
+        with span("step"):
+            assert [name for name, _ in spans.under_way()] == ["served lease=l", "step"]
 
 
 def test_times_since_the_epoch() -> None:

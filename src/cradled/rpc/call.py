@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
-from cradled import identifiers
+from cradled import identifiers, spans
 from cradled.core.scope import Scope
 from cradled.errors import FailedPrecondition, InvalidArgument
 
@@ -36,14 +36,14 @@ class Peer(NamedTuple):
         return cls(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
 
 
-class Call:
+class Call(spans.Call):
     """One call as its handler sees it.
 
     ``metadata`` and ``binary`` (the ``-bin`` keys) are read only: calls of one connection may
     share them. Keys are in lower case; of repeated keys the first value counts. ``deadline``
     is in the loop's time; the transport cancels the handler when it passes. What a handler
     adds to ``initial_metadata`` before its first response, or to ``trailing_metadata`` before
-    it ends, goes to the client where the transport can carry it.
+    it ends, goes to the client where the transport can carry it. It is a span, too.
     """
 
     __slots__ = (

@@ -20,6 +20,8 @@ from cradled.rpc.call import NAMESPACE, Call
 from cradled.rpc.service import Batch, Handler, Message
 from cradled.rpc.status import Code, code_of
 
+Span = spans.span | spans.Call
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """The bounds that the original's histogram has."""
 
@@ -27,20 +29,32 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 class Calls:
     """The calls of one method. ``seconds`` is there where durations are wanted."""
 
-    __slots__ = ("codes", "method", "name", "ok", "received", "seconds", "sent", "started")
+    __slots__ = ("codes", "method", "name", "ok", "requests", "responses", "seconds", "started")
 
     def __init__(self, method: Method) -> None:
         self.method = method
         self.name = method.path[1:]
         self.started = 0
-        self.received = 0
-        self.sent = 0
         self.ok = 0
+        self.requests = 0
+        """Of a client that streams."""
+        self.responses = 0
+        """Of a stream."""
         self.codes: dict[Code, int] = {}
         """How many ended in which error."""
         self.seconds: Histogram | None = None
 
-    def failed(self, call: Call, span: spans.span, exc: BaseException) -> None:
+    @property
+    def received(self) -> int:
+        """Requests of all calls."""
+        return self.requests if self.method.client_streaming else self.started
+
+    @property
+    def sent(self) -> int:
+        """Responses of all calls."""
+        return self.responses if self.method.server_streaming else self.ok
+
+    def failed(self, call: Call, span: Span, exc: BaseException) -> None:
         span.close(exc)
         self.timed(span)
         code = code_of(exc)
@@ -48,7 +62,7 @@ class Calls:
             code = Code.DEADLINE_EXCEEDED
         self.codes[code] = self.codes.get(code, 0) + 1
 
-    def timed(self, span: spans.span) -> None:
+    def timed(self, span: Span) -> None:
         if self.seconds is not None:
             self.seconds.observe((span.end - span.start) / 1e9)
 
@@ -66,6 +80,8 @@ class Observer:
         self.methods.append(calls)
         if self._timing:
             calls.seconds = Histogram(SECONDS)
+        if method.client_streaming:
+            handler = _counting(calls, handler)
         if method.server_streaming:
             return _streaming(calls, handler)
         return _unary(calls, handler)
@@ -77,23 +93,22 @@ class Observer:
             calls.seconds = calls.seconds or Histogram(SECONDS)
 
 
+def _counting(calls: Calls, handler: Handler) -> Handler:
+    return lambda call, requests: handler(call, _Counted(calls, requests))
+
+
 def _unary(calls: Calls, handler: Handler) -> Handler:
-    client_streaming = calls.method.client_streaming
+    name = calls.name
 
     async def observed(call: Call, request: Any) -> Message:
         calls.started += 1
-        if client_streaming:
-            request = _Counted(calls, request)
-        else:
-            calls.received += 1
-        span = _open(calls.name, call)
+        span = _open(name, call)
         try:
             response = await handler(call, request)
         except BaseException as exc:
             calls.failed(call, span, exc)
             raise
         span.close()
-        calls.sent += 1
         calls.ok += 1
         if calls.seconds is not None:
             calls.timed(span)
@@ -103,19 +118,15 @@ def _unary(calls: Calls, handler: Handler) -> Handler:
 
 
 def _streaming(calls: Calls, handler: Handler) -> Handler:
-    client_streaming = calls.method.client_streaming
+    name = calls.name
 
     async def observed(call: Call, request: Any) -> AsyncIterator[Message]:
         calls.started += 1
-        if client_streaming:
-            request = _Counted(calls, request)
-        else:
-            calls.received += 1
-        span = _open(calls.name, call)
+        span = _open(name, call)
         try:
             async with aclosing(handler(call, request)) as responses:
                 async for response in responses:
-                    calls.sent += len(response) if type(response) is Batch else 1
+                    calls.responses += len(response) if type(response) is Batch else 1
                     yield response
         except BaseException as exc:
             calls.failed(call, span, exc)
@@ -128,10 +139,11 @@ def _streaming(calls: Calls, handler: Handler) -> Handler:
     return observed
 
 
-def _open(name: str, call: Call) -> spans.span:
+def _open(name: str, call: Call) -> Span:
     if call.transport == "inprocess":  # a step of whatever its caller is doing
         return spans.span(name, namespace=call.metadata.get(NAMESPACE, "")).__enter__()
-    return spans.call(name, call.metadata)
+    call.open(name)
+    return call
 
 
 def _is_late(call: Call) -> bool:
@@ -152,5 +164,5 @@ class _Counted:
 
     async def __anext__(self) -> Message:
         message = await anext(self._requests)
-        self._calls.received += 1
+        self._calls.requests += 1
         return message

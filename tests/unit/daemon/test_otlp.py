@@ -16,7 +16,8 @@ from harness.collector import Collector, grpc_collector, http_collector
 from cradled import spans
 from cradled.daemon import otlp
 from cradled.daemon.otlp import Exporter, Off, Settings, configured
-from cradled.spans import call, span
+from cradled.rpc.call import Call
+from cradled.spans import span
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 REMOTE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -150,7 +151,13 @@ def http(monkeypatch: pytest.MonkeyPatch, **environ: str) -> Iterator[Collector]
 
 def serve(traceparent: str) -> None:
     """As a transport does it, in a context of its own."""
-    contextvars.copy_context().run(lambda: call("served", {"traceparent": traceparent}).close())
+
+    def run() -> None:
+        call = Call("grpc", {"traceparent": traceparent}, {})
+        call.open("served")
+        call.close()
+
+    contextvars.copy_context().run(run)
 
 
 def test_callers_decide_where_they_have_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
