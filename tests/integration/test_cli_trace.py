@@ -165,6 +165,7 @@ async def test_a_shim_written_in_go_is_handed_the_span(cradle: Cradle) -> None:
 
 
 async def test_a_runtime_in_process_tells_the_same(tmp_path: Path) -> None:
+    spans.clear()  # of this process: other tests have runtimes in it too
     async with cradled.Runtime(tmp_path / "root", tmp_path / "state") as client:
         await client.namespaces.create("traced", {})
         (trace,) = [one for one in await client.trace(last=50) if "Create" in one.spans[0].name]
