@@ -54,7 +54,7 @@ class DirectorySnapshotter(ABC):
         await threads.run("fs", self._open)
 
     async def aclose(self) -> None:
-        """Close the records; nothing else may be under way."""
+        """Close the records; calls that are still under way raise Unavailable."""
         await threads.run("fs", self._records.close)
 
     @abstractmethod

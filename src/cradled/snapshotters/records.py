@@ -24,7 +24,14 @@ from typing import NamedTuple, TypeVar
 from cradled import failpoints
 from cradled.core.snapshots import Kind, SnapshotInfo, Usage
 from cradled.core.values import Labels
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, quote
+from cradled.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    quote,
+)
 
 T = TypeVar("T")
 
@@ -87,32 +94,37 @@ class Records:
         self._writer.executescript(_SCHEMA)
         self._reader = _connect(path)
         self._turn = threading.Lock()
+        self._reading = threading.Lock()
+        self._closed = False
         self._waiting: deque[_Change] = deque()
 
     def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        """Whoever comes later, e.g. for a call that nobody waits for any more: Unavailable."""
+        with self._turn, self._reading:  # SQLite crashes when it is closed in the middle of a query
+            self._closed = True
+            self._reader.close()
+            self._writer.close()
 
     def get(self, key: str) -> Record:
         """Raises NotFound."""
-        found = _find(self._reader, key)
+        found = self._read(lambda reader: _find(reader, key))
         if found is None:
             raise NotFound(f"snapshot {key} does not exist")
         return found
 
     def parent(self, key: str) -> Record:
         """A snapshot that may be a parent; raises NotFound, InvalidArgument."""
-        return _parent(self._reader, key)
+        return self._read(lambda reader: _parent(reader, key))
 
     def ancestors(self, parent: int | None) -> list[int]:
         """Ids of a parent, its parent and so on."""
-        rows = self._reader.execute(_ANCESTORS, (parent, parent))
+        rows = self._read(lambda reader: reader.execute(_ANCESTORS, (parent, parent)).fetchall())
         return [row[0] for row in rows]
 
     def all(self) -> list[Record]:
         """Every snapshot, parents first."""
-        rows = self._reader.execute(f"SELECT {_COLUMNS} ORDER BY s.id")
-        return [_record(row) for row in rows]
+        sql = f"SELECT {_COLUMNS} ORDER BY s.id"
+        return [_record(row) for row in self._read(lambda reader: reader.execute(sql).fetchall())]
 
     def add(self, id: int, key: str, parent: str, kind: Kind, labels: Labels) -> Record:
         """Record a new active or view snapshot under an id that was never used."""
@@ -188,6 +200,12 @@ class Records:
 
         return self._change(relabel)
 
+    def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        with self._reading:
+            if self._closed:
+                raise Unavailable("snapshotter is closed")
+            return query(self._reader)
+
     def _change(self, command: Callable[[sqlite3.Connection], T]) -> T:
         """Run a command and return when it is durable."""
         change = _Change(command)
@@ -200,6 +218,8 @@ class Records:
         return change.result  # type: ignore[return-value]
 
     def _commit_waiting(self) -> None:
+        if self._closed:
+            raise Unavailable("snapshotter is closed")
         batch = []
         while self._waiting:
             batch.append(self._waiting.popleft())
