@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cradled.aio import threads
@@ -19,7 +19,7 @@ from cradled.core.mount import Mount
 from cradled.core.values import Descriptor
 from cradled.differs import mediatypes
 from cradled.differs.apply import directories
-from cradled.errors import AlreadyExists
+from cradled.errors import AlreadyExists, Error
 from cradled.workers.pool import Pool
 
 UNCOMPRESSED = "containerd.io/uncompressed"
@@ -56,16 +56,19 @@ class WalkingComparer:
         paths = (path for mount in (*left, *right) for path in directories(mount))
         here = all(map(self._pool.covers, paths))
         ref = options.ref or _generated_ref()
-        writer = await content.writer(ref)
+        with _telling("failed to open writer"):
+            writer = await content.writer(ref)
         try:
             if options.ref:
                 await writer.truncate()
-            diff_id = await self._fill(writer, params, anywhere=not here)
+            kind = "compressed diff" if params["compression"] else "diff"
+            with _telling(f"failed to write {kind}"):
+                diff_id = await self._fill(writer, params, anywhere=not here)
             labels = dict(options.labels)
             if params["compression"]:
                 labels[UNCOMPRESSED] = diff_id
             digest = writer.digest()
-            with contextlib.suppress(AlreadyExists):
+            with contextlib.suppress(AlreadyExists), _telling("failed to commit"):
                 await writer.commit(0, digest, labels)
         except BaseException:
             await _given_up(writer, content, "" if options.ref else ref)
@@ -90,6 +93,15 @@ class WalkingComparer:
             os.close(source)
 
 
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Say what failed, before what a domain error says."""
+    try:
+        yield
+    except Error as error:
+        raise type(error)(f"{what}: {error}") from error
+
+
 async def _read(fd: int) -> bytes:
     """What has come through a pipe. No thread waits for it: there are few, and writing needs
     them."""
@@ -107,6 +119,8 @@ async def _ended(job: asyncio.Future[Any]) -> None:
     """Break a job off if it is not done; its worker is gone when this returns."""
     job.cancel()
     await asyncio.wait([job])
+    if not job.cancelled():
+        job.exception()  # looked at, whether or not it is what is raised
 
 
 async def _given_up(writer: Writer, content: ContentStore, ref: str) -> None:
