@@ -26,6 +26,7 @@ from cradled.core.scope import Scope
 from cradled.differs.compare import WalkingComparer
 from cradled.digest import of
 from cradled.events.exchange import Exchange
+from cradled.linux.tree import remove_tree
 from cradled.metadata.db import Database
 from cradled.workers.pool import Pool
 from cradled.zygote.client import Zygote
@@ -114,14 +115,15 @@ class Overlay:
 
 
 @pytest.fixture
-def overlay(tmp_path: Path) -> Overlay:
+def overlay(tmp_path: Path) -> Iterator[Overlay]:
     made = Overlay(tmp_path / "layers")
     base = made.layer()
     for name in ("a", "d/one", "d/two", "d/sub/three", "e/f/g"):
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_text(name)
     made.layer()
-    return made
+    yield made
+    remove_tree(str(made.top))  # what is very deep is too much for pytest
 
 
 def names(tar: bytes) -> list[str]:
