@@ -146,7 +146,9 @@ class Ctr:
 
     async def execute(self, name: str, *args: str) -> str:
         exec_id = os.urandom(4).hex()
-        return (await self._ctr("tasks", "exec", "--exec-id", exec_id, name, *args))[0]
+        # A ctr whose daemon dies leaves its FIFOs behind.
+        flags = ("--exec-id", exec_id, "--fifo-dir", str(self._daemon.directory))
+        return (await self._ctr("tasks", "exec", *flags, name, *args))[0]
 
     async def terminate(self, name: str) -> None:
         await self._ctr("tasks", "kill", "-s", "TERM", name)
