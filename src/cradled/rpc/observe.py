@@ -54,15 +54,19 @@ class Calls:
         """Responses of all calls."""
         return self.responses if self.method.server_streaming else self.ok
 
+    def succeeded(self, span: Span) -> None:
+        self._close(span, None)
+        self.ok += 1
+
     def failed(self, call: Call, span: Span, exc: BaseException) -> None:
-        span.close(exc)
-        self.timed(span)
+        self._close(span, exc)
         code = code_of(exc)
         if code == Code.CANCELLED and _is_late(call):
             code = Code.DEADLINE_EXCEEDED
         self.codes[code] = self.codes.get(code, 0) + 1
 
-    def timed(self, span: Span) -> None:
+    def _close(self, span: Span, exc: BaseException | None) -> None:
+        span.close(exc)
         if self.seconds is not None:
             self.seconds.observe((span.end - span.start) / 1e9)
 
@@ -108,10 +112,7 @@ def _unary(calls: Calls, handler: Handler) -> Handler:
         except BaseException as exc:
             calls.failed(call, span, exc)
             raise
-        span.close()
-        calls.ok += 1
-        if calls.seconds is not None:
-            calls.timed(span)
+        calls.succeeded(span)
         return response
 
     return observed
@@ -131,10 +132,7 @@ def _streaming(calls: Calls, handler: Handler) -> Handler:
         except BaseException as exc:
             calls.failed(call, span, exc)
             raise
-        span.close()
-        calls.ok += 1
-        if calls.seconds is not None:
-            calls.timed(span)
+        calls.succeeded(span)
 
     return observed
 
