@@ -31,11 +31,12 @@ SOCKET = socket.socket()  # not a unix socket: there is no peer to ask for
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_time_for_last_words() -> Iterator[None]:
+def surroundings() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpc_connection, "LAST_WORDS", 0.001)
         patch.setattr(grpc_server, "LAST_WORDS", 0.001)
         yield
+    SOCKET.close()
 
 
 class Wire:
