@@ -82,7 +82,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from google.protobuf.message import Message
+from google.protobuf.message import REPEATED, Message
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import FileDescriptor
@@ -402,8 +402,8 @@ SHIM_HEAD = (
 
 from __future__ import annotations
 
-from cradled.shim.codec import BOOL, BYTES, DOUBLE, INT, MESSAGE, REPEATED, STRING, STRING_MAP, UINT
-from cradled.shim.codec import Message
+from cradled.ttrpc.codec import BOOL, BYTES, DOUBLE, INT, MESSAGE, STRING, STRING_MAP, UINT
+from cradled.ttrpc.codec import REPEATED, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

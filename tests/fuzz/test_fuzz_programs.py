@@ -30,9 +30,10 @@ from cradled.runtime import bootstrap as daemon_side
 from cradled.runtime import bundle as daemon_bundle
 from cradled.shim import bootstrap as shim_side
 from cradled.shim import bundle as shim_bundle
-from cradled.shim import codec, messages
-from cradled.shim.codec import Message
+from cradled.shim import messages
 from cradled.transfer import importer
+from cradled.ttrpc import codec
+from cradled.ttrpc.codec import Message
 from cradled.workers import jobs
 from cradled.zygote import protocol
 

@@ -20,8 +20,8 @@ from cradled.linux.signals import SIGKILL
 from cradled.linux.spawn import spawn
 from cradled.shim import bootstrap, bundle, runc
 from cradled.shim import messages as m
-from cradled.shim.codec import decode, encode
 from cradled.shim.publisher import timestamp
+from cradled.ttrpc.codec import decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

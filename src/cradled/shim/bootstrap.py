@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from cradled.errors import InvalidArgument
 from cradled.shim import messages as m
-from cradled.shim.codec import decode, encode
+from cradled.ttrpc.codec import decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TypeVar
 
-    from cradled.shim.codec import Message
+    from cradled.ttrpc.codec import Message
 
     M = TypeVar("M", bound=Message)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from cradled.linux.cgroup import Cgroup
-    from cradled.shim.codec import Message
+    from cradled.ttrpc.codec import Message
 
     M = TypeVar("M", bound=Message)
 

@@ -17,12 +17,12 @@ from cradled.linux.signals import SIGKILL
 from cradled.shim import bundle, runc
 from cradled.shim import messages as m
 from cradled.shim.cgroup import metrics
-from cradled.shim.codec import encode
 from cradled.shim.loop import Future, Lock
 from cradled.shim.oom import OomWatch
 from cradled.shim.process import PAUSED, PAUSING, RUNNING, STOPPED, State
 from cradled.shim.publisher import timestamp
 from cradled.shim.stdio import Streams
+from cradled.ttrpc.codec import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

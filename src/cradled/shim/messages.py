@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from cradled.shim.codec import BOOL, BYTES, DOUBLE, INT, MESSAGE, REPEATED, STRING, STRING_MAP, UINT
-from cradled.shim.codec import Message
+from cradled.ttrpc.codec import BOOL, BYTES, DOUBLE, INT, MESSAGE, STRING, STRING_MAP, UINT
+from cradled.ttrpc.codec import REPEATED, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,16 +14,16 @@ from time import time_ns
 from cradled.linux import unix
 from cradled.shim import log
 from cradled.shim import messages as m
-from cradled.shim.codec import encode
 from cradled.shim.loop import Closed, Future
+from cradled.ttrpc.codec import encode
 from cradled.ttrpc.connection import CLIENT, Connection, ResponseReceived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
-    from cradled.shim.codec import Message
     from cradled.shim.loop import Loop
+    from cradled.ttrpc.codec import Message
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
 TIMEOUT = 5.0

@@ -15,16 +15,16 @@ from cradled.linux import libc, unix
 from cradled.linux.spawn import spawn
 from cradled.shim import bundle, supervise
 from cradled.shim import messages as m
-from cradled.shim.codec import encode
 from cradled.shim.publisher import SERVICE
 from cradled.shim.server import Server
 from cradled.shim.service import NAMES
+from cradled.ttrpc.codec import encode
 from cradled.ttrpc.connection import CLIENT, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cradled.shim.codec import Message
     from cradled.shim.loop import Loop
+    from cradled.ttrpc.codec import Message
 
 TIMES = 10  # CPython 3.11 specialises what has run eight times
 _PATIENCE = 1.0  # seconds for one time, which takes some milliseconds

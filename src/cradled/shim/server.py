@@ -7,8 +7,8 @@ import os
 from cradled import errors
 from cradled.linux import unix
 from cradled.shim import log
-from cradled.shim.codec import decode, encode
 from cradled.shim.loop import Closed, Lock
+from cradled.ttrpc.codec import decode, encode
 from cradled.ttrpc.connection import SERVER, Connection, RequestReceived
 
 TYPE_CHECKING = False
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from cradled.shim.codec import Message
     from cradled.shim.loop import Loop
+    from cradled.ttrpc.codec import Message
 
     Methods = Mapping[str, Mapping[str, tuple[str, type[Message]]]]
 

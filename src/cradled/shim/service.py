@@ -6,15 +6,15 @@ import os
 
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
 from cradled.shim import messages as m
-from cradled.shim.codec import decode
 from cradled.shim.container import Container, Process, Supervisor
 from cradled.shim.publisher import timestamp
+from cradled.ttrpc.codec import decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cradled.shim.codec import Message
+    from cradled.ttrpc.codec import Message
 
 NAMES = ("containerd.task.v3.Task", "containerd.task.v2.Task")
 """The messages of both versions are the same."""

@@ -13,10 +13,10 @@ from cradled import errors
 from cradled.errors import Error, InvalidArgument, NotFound
 from cradled.rpc import status as rpc_status
 from cradled.shim import bootstrap, bundle, messages, runc, server
-from cradled.shim.codec import decode, encode
 from cradled.shim.process import CREATED, DELETED, PAUSED, PAUSING, RUNNING, STOPPED, State
 from cradled.shim.publisher import EXIT, Publisher
 from cradled.shim.stdio import parse
+from cradled.ttrpc.codec import decode, encode
 
 ACTIONS = ("start", "pause", "resume", "checkpoint", "update", "exec", "delete")
 

@@ -22,8 +22,9 @@ from cradled.api import (  # noqa: F401  # noqa: F401
     wellknown_pb2,
 )
 from cradled.api.pool import POOL
-from cradled.shim import codec, messages
-from cradled.shim.codec import Message
+from cradled.shim import messages
+from cradled.ttrpc import codec
+from cradled.ttrpc.codec import Message
 
 CLASSES = [
     kind
