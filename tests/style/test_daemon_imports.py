@@ -36,6 +36,9 @@ FOREIGN = set(
 )
 """Modules of others, without those that begin with an underscore."""
 
+OF_THE_SYSTEM = {"sitecustomize", "usercustomize"}
+"""What a distribution has every interpreter import."""
+
 ROOMS_OF_FIRST_USE = (
     "cradled.archive",
     "cradled.cli",
@@ -65,7 +68,7 @@ def test_nothing_foreign_has_crept_in(loaded: set[str]) -> None:
     tops = {name.partition(".")[0] for name in loaded}
     tops = {name for name in tops if not name.startswith("_") and name != "cradled"}
     installed = {path.stem for path in Path(sys.prefix).rglob("*.pth")}
-    assert tops - FOREIGN - installed == set()
+    assert tops - FOREIGN - OF_THE_SYSTEM - installed == set()
 
 
 def test_rooms_of_first_use_are_not_loaded(loaded: set[str]) -> None:
