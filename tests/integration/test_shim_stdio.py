@@ -155,7 +155,7 @@ def test_exec_streams(shim: Shim, fifos: Fifos, tmp_path: Path) -> None:
 
 
 def test_missing_fifo(shim: Shim, tmp_path: Path) -> None:
-    with pytest.raises(Status, match='opening file "/no/fifo" failed: no such file or directory'):
+    with pytest.raises(Status, match='opening file "/no/fifo" failed: open /no/fifo: no such file or directory'):
         shim.create("nofifo", stdout="/no/fifo")
     with pytest.raises(Status, match="unknown STDIO scheme gopher"):
         shim.create("nofifo", stdout="gopher:///x")
@@ -264,7 +264,7 @@ def test_logging_program_that_is_not_ready(shim: Shim, tmp_path: Path) -> None:
     logger = make_logger(tmp_path, ":")
     with pytest.raises(Status, match="logging binary did not call ready"):
         start(shim, "notready", "true", stdout=f"binary-v2://{logger}")
-    with pytest.raises(Status, match='failed to start binary process "/no/logger"'):
+    with pytest.raises(Status, match='failed to start binary process: /no/logger: no such'):
         start(shim, "notready", "true", stdout="binary:///no/logger")
 
 

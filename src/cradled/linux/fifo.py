@@ -1,12 +1,14 @@
-"""Blocking. Named pipes, opened so that nothing waits for the other side.
+"""Blocking. Named pipes, and files in their place, opened so that nothing waits for another side.
 
-Used by the shim: imports only ``os``.
+Used by the shim: imports only ``os`` and C modules.
 """
 
 from __future__ import annotations
 
 import os
+from fcntl import ioctl
 from stat import S_ISFIFO
+from termios import FIONREAD
 
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -32,3 +34,22 @@ def open_reader(path: str) -> int:
 def open_writer(path: str) -> int:
     """The writing end; there must be a reader."""
     return os.open(path, os.O_WRONLY | _FLAGS)
+
+
+def open_appender(path: str, flags: int = 0) -> int:
+    """What is there, to be appended to; writes may block. A FIFO nobody reads is refused."""
+    flags |= os.O_WRONLY | os.O_APPEND | _FLAGS
+    fd = os.open(path, flags, 0o644)
+    os.set_blocking(fd, True)
+    return fd
+
+
+def open_log(path: str) -> int:
+    """A file to be appended to, made with its directories where it is missing."""
+    os.makedirs(os.path.dirname(path) or ".", 0o755, exist_ok=True)
+    return open_appender(path, os.O_CREAT)
+
+
+def waiting(fd: int) -> int:
+    """Bytes that lie in a pipe."""
+    return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), "little")

@@ -13,6 +13,7 @@ import os
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLPRI, epoll
 from time import monotonic
 
+from cradled.linux.aside import Call
 from cradled.shim import log
 
 TYPE_CHECKING = False
@@ -180,6 +181,15 @@ class Loop:
                 view = view[os.write(fd, view) :]
             except BlockingIOError:
                 await self.writable(fd)
+
+    async def aside(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call what may block in a thread (``linux.aside``); its result, or what it raises."""
+        call = Call(function, *args)
+        try:
+            await self.readable(call.done)
+        finally:
+            self.close(call.done)
+        return call.result()
 
     def sleep(self, seconds: float) -> Future:
         """Done after that time."""

@@ -8,6 +8,9 @@ FIFOs of output are opened for reading and writing. So a write never fails for w
 client may leave and another come, and closing our one descriptor, when the process has closed its
 end, is what the client sees as end of file. Of a stdin FIFO both ends are held apart: only
 ``close_stdin`` lets its reader see the end. A terminal whose input has ended is hung up.
+
+Files are written to by threads, because a disk may hang. Descriptors that a thread has are lent to
+it: they are closed when it is back.
 """
 
 from __future__ import annotations
@@ -16,20 +19,30 @@ import os
 from time import monotonic
 
 from cradled.errors import Error
-from cradled.linux import fifo
+from cradled.linux import copying, fifo
+from cradled.outputs import parse
+from cradled.shim import log
 from cradled.shim.logs import start_logger
 from cradled.shim.loop import Closed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cradled.shim.logs import Logger
     from cradled.shim.loop import Loop, Task
     from cradled.shim.messages import CreateTaskRequest, ExecProcessRequest
     from cradled.shim.reaper import Reaper
 
+    Move = Callable[[Loop, int, int], Awaitable[bool]]
+    """Moves what is there from one descriptor to another; False at the end."""
+
 _CHUNK = 65536
 _BURST = 16  # chunks moved before others get their turn
 _TERMINAL = -1  # the source of a pump until the terminal is there
+_RETURN = 1.0  # seconds that a thread gets to come back from a write
+_RETRY = 1.0  # seconds until a thread is asked for again, after none could be had
+_NO_IO = "failed to create init process I/O"
 
 
 class Streams:
@@ -50,8 +63,10 @@ class Streams:
         self._request = request
         self._owner = owner
         self._open: set[int] = set()
-        self._pumps: list[tuple[int, int, bool]] = []  # from, to, whether by splice
-        self._feeds: list[tuple[int, int, bool]] = []
+        self._lent: set[int] = set()
+        self._leave: list[bool] = []  # not empty: threads shall come back
+        self._pumps: list[tuple[int, int, Move]] = []
+        self._feeds: list[tuple[int, int, Move]] = []
         self._outputs: list[Task] = []
         self._held = -1
         self._logger: Logger | None = None
@@ -65,32 +80,32 @@ class Streams:
         Raises Error; the caller closes in any case.
         """
         request = self._request
-        scheme, path, words = parse(request.stdout)
         try:
-            if request.stdin:
-                self._open_stdin(request.stdin)
+            scheme, path, words = parse(request.stdout)
             if scheme in ("binary", "binary-v2"):
                 await self._open_logger([path, *words], environment, scheme == "binary-v2")
             elif scheme == "file":
-                os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
-                self._open_output(1, path)
-                self._open_output(2, path)
-            elif scheme == "fifo":
-                self._open_output(1, path)
-                self._open_output(2, parse(request.stderr)[1])
-            else:
+                for number in (1,) if request.terminal else (1, 2):
+                    file = self._own(await self._loop.aside(fifo.open_log, path))
+                    self._add_output(number, file, self._write_aside)
+            elif scheme != "fifo":
                 raise Error(f"unknown STDIO scheme {scheme}")
         except OSError as error:
-            text = f'opening file "{error.filename}" failed: {(error.strerror or "").lower()}'
-            raise Error(f"failed to start io pipe copy: {text}") from None
+            raise Error(f"{_NO_IO}: {_reason(error)}") from None
+        except Error as error:
+            raise Error(f"{_NO_IO}: {error}") from None
+        if scheme == "fifo":
+            await self._open_output(1, path)
+            if not request.terminal:
+                await self._open_output(2, parse(request.stderr)[1])
+        if request.stdin:
+            self._open_stdin(request.stdin)
 
     def attach(self, master: int) -> None:
         """Take a terminal's master, to which the streams belong from now on."""
-        self._open.add(master)
-        self.master = master
-        self._pumps = [(master, sink, splice) for _, sink, splice in self._pumps]
-        self._feeds = [(source, master, splice) for source, _, splice in self._feeds]
+        self.master = self._own(master)
+        self._pumps = [(master, sink, move) for _, sink, move in self._pumps]
+        self._feeds = [(source, master, move) for source, _, move in self._feeds]
 
     def started(self) -> None:
         """The runtime has what it needs: close our copies and begin to move data."""
@@ -111,52 +126,81 @@ class Streams:
         deadline = monotonic() + seconds
         for task in self._outputs:
             await self._loop.within(task, max(0.0, deadline - monotonic()))
+        if self._logger is not None:
+            await self._logger.finish(deadline)
 
     async def close(self) -> None:
         """Let go of everything, and stop the logging program."""
+        self._leave.append(True)
         for fd in list(self._open):
             self._close(fd)
-        self.master = -1
+        for task in self._outputs if self._lent else ():
+            await self._loop.within(task, _RETURN)
         logger, self._logger = self._logger, None
         if logger is not None:
             await logger.stop()
 
     def _open_stdin(self, path: str) -> None:
-        source = self._own(fifo.open_reader(path))
-        self._held = self._own(fifo.open_writer(path))
-        sink = _TERMINAL
-        if not self._request.terminal:
+        try:
+            source = self._own(fifo.open_reader(path))
+            self._held = self._own(fifo.open_writer(path))
+        except OSError as error:
+            raise Error(f"failed to open stdin fifo {path}: {_reason(error, 'stat')}") from None
+        if self._request.terminal:
+            self._feeds = [(source, _TERMINAL, _copy)]
+        else:
             self.child[0], sink = self._pipe()
             os.set_blocking(sink, False)
-        self._feeds = [(source, sink, not self._request.terminal)]
+            self._feeds = [(source, sink, _splice)]
 
-    def _open_output(self, number: int, path: str) -> None:
-        if self._request.terminal:
-            if number == 1:
-                self._pumps.append((_TERMINAL, self._own(_open_sink(path or os.devnull)[0]), False))
-        elif path:
-            sink, splice = _open_sink(path)
-            self._own(sink)
+    async def _open_output(self, number: int, path: str) -> None:
+        try:
+            if not path:
+                if self._request.terminal:
+                    self._add_output(number, self._own(fifo.open_both(os.devnull)), _copy)
+            elif fifo.is_fifo(path):
+                move = _copy if self._request.terminal else _splice
+                self._add_output(number, self._own(fifo.open_both(path)), move)
+            else:
+                file = self._own(await self._loop.aside(fifo.open_appender, path))
+                self._add_output(number, file, self._write_aside)
+        except OSError as error:
+            text = f"failed to start console copy: {_reason(error, 'stat')}"
+            if not self._request.terminal:
+                text = f'containerd-shim: opening file "{path}" failed: {_reason(error)}'
+                text = f"failed to start io pipe copy: unable to copy pipes: {text}"
+            raise Error(text) from None
+
+    def _add_output(self, number: int, sink: int, move: Move) -> None:
+        source = _TERMINAL
+        if not self._request.terminal:
             source, self.child[number] = self._pipe()
             os.set_blocking(source, False)
-            self._pumps.append((source, sink, splice))
+        self._pumps.append((source, sink, move))
 
     async def _open_logger(
         self, argv: list[str], environment: dict[str, str], must_write: bool
     ) -> None:
-        sources = []
-        for number in (1, 2):
-            source, self.child[number] = self._pipe()
-            self._open.remove(source)
-            sources.append(source)
-        self._logger = await start_logger(
-            self._loop, self._reaper, argv, environment, sources, must_write
+        (stdout, out), (stderr, err) = self._pipe(), self._pipe()
+        logger = await start_logger(
+            self._loop, self._reaper, argv, environment, (stdout, stderr), must_write
         )
-        sink = self.child[1]
-        if self._request.terminal and sink is not None:
-            os.set_blocking(sink, False)
-            self._pumps = [(_TERMINAL, sink, False)]
-            self.child[1] = None
+        self._logger = logger
+        logger.ended.then(lambda _: self._drop((stdout, stderr)))
+        self.child[2] = err
+        if self._request.terminal:
+            os.set_blocking(out, False)
+            self._pumps = [(_TERMINAL, out, _copy)]
+        else:
+            self.child[1] = out
+
+    def _drop(self, sources: tuple[int, int]) -> None:
+        """The logging program has ended: nobody else reads what the process goes on to write."""
+        for source in sources:
+            if source in self._open:
+                os.set_blocking(source, False)
+                sink = self._own(fifo.open_both(os.devnull))
+                self._loop.spawn(self._pump(source, sink, _splice))
 
     def _pipe(self) -> tuple[int, int]:
         ends = os.pipe2(os.O_CLOEXEC)
@@ -171,12 +215,15 @@ class Streams:
         return fd
 
     def _close(self, fd: int) -> None:
-        if fd in self._open:
+        if fd in self._lent:
+            self._leave.append(True)
+        elif fd in self._open:
             self._open.remove(fd)
             self._loop.close(fd)
+            if fd == self.master:
+                self.master = -1
 
-    async def _pump(self, source: int, sink: int, splice: bool) -> None:
-        move = _splice if splice else _copy
+    async def _pump(self, source: int, sink: int, move: Move) -> None:
         try:
             while await move(self._loop, source, sink):
                 pass
@@ -185,40 +232,32 @@ class Streams:
         self._close(source)
         self._close(sink)
 
-
-def parse(uri: str) -> tuple[str, str, list[str]]:
-    """Scheme, path and the words of the query: key, value, key, value, ..."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return "fifo", uri, []
-    path, _, query = rest.partition("?")
-    pairs: dict[str, str] = {}
-    for pair in filter(None, query.split("&")):
-        key, _, value = pair.replace("+", " ").partition("=")
-        pairs.setdefault(_unquoted(key), _unquoted(value))
-    return scheme, _unquoted(path), [word for pair in pairs.items() for word in pair]
-
-
-def _unquoted(text: str) -> str:
-    first, *parts = text.split("%")
-    out = first.encode()
-    for part in parts:
+    async def _write_aside(self, loop: Loop, source: int, sink: int) -> bool:
+        """Move what comes into a file."""
+        await loop.readable(source)
+        lent = {source, sink}
+        self._lent |= lent
         try:
-            out += bytes((int(part[:2], 16),)) + part[2:].encode()
-        except ValueError:
-            out += b"%" + part.encode()
-    return out.decode(errors="surrogateescape")
+            goes_on = await loop.aside(copying.copy, source, sink, self._leave, _lost)
+        except OSError as error:
+            log.line(f"output waits: {error}")
+            await loop.sleep(_RETRY)
+            goes_on = True
+        finally:
+            self._lent -= lent
+        return bool(goes_on) and not self._leave
 
 
-def _open_sink(path: str) -> tuple[int, bool]:
-    """A descriptor for output, and whether data can be spliced into it."""
-    if fifo.is_fifo(path):
-        return fifo.open_both(path), True
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), False
+def _lost(error: OSError, size: int) -> None:
+    log.line(f"{size} bytes of output are lost: {error.strerror}")
+
+
+def _reason(error: OSError, action: str = "open") -> str:
+    return f"{action} {error.filename}: {(error.strerror or str(error)).lower()}"
 
 
 async def _splice(loop: Loop, source: int, sink: int) -> bool:
-    """Move what is there from pipe to pipe; False at the end."""
+    """Move what is there out of a pipe, without a copy."""
     await loop.readable(source)
     moved = 0
     for _ in range(_BURST):
@@ -234,7 +273,7 @@ async def _splice(loop: Loop, source: int, sink: int) -> bool:
 
 
 async def _copy(loop: Loop, source: int, sink: int) -> bool:
-    """Move what is there; False at the end."""
+    """Move what is there, where the kernel splices nothing: into a terminal and out of it."""
     await loop.readable(source)
     try:
         data = os.read(source, _CHUNK)

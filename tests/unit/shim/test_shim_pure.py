@@ -15,7 +15,6 @@ from cradled.rpc import status as rpc_status
 from cradled.shim import bootstrap, bundle, messages, runc, server
 from cradled.shim.process import CREATED, DELETED, PAUSED, PAUSING, RUNNING, STOPPED, State
 from cradled.shim.publisher import EXIT, Publisher
-from cradled.shim.stdio import parse
 from cradled.ttrpc.codec import decode, encode
 
 ACTIONS = ("start", "pause", "resume", "checkpoint", "update", "exec", "delete")
@@ -142,21 +141,6 @@ def test_last_error_of_a_runtime() -> None:
 def test_refused_signals(text: str, kind: type[Error], what: str) -> None:
     error = runc.kill_error(Error(text))
     assert (type(error), error.what) == (kind, what)
-
-
-@pytest.mark.parametrize(
-    ("uri", "parsed"),
-    [
-        ("", ("fifo", "", [])),
-        ("/run/x y%20", ("fifo", "/run/x y%20", [])),
-        ("file:///a%20b", ("file", "/a b", [])),
-        ("binary:///l?a=b&c", ("binary", "/l", ["a", "b", "c", ""])),
-        ("binary-v2:///l?a=1&a=2&x%3d=%zz+y", ("binary-v2", "/l", ["a", "1", "x=", "%zz y"])),
-        ("binary:///l?%C3%BC=%", ("binary", "/l", ["ü", "%"])),
-    ],
-)
-def test_stream_names(uri: str, parsed: tuple[str, str, list[str]]) -> None:
-    assert parse(uri) == parsed
 
 
 FLAGS = "-namespace ns -address /c.sock -publish-binary /bin/c --id=one -debug -bundle /b start"
