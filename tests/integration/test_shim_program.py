@@ -193,11 +193,12 @@ print(*sorted(set(sys.modules) - bare))
     own = {name for name in loaded if name.startswith("cradled")}
     assert loaded - own <= STANDARD
     rooms = {".".join(name.split(".")[:2]) for name in own}
-    assert rooms == {"cradled", "cradled.errors", "cradled.linux", "cradled.shim", "cradled.ttrpc"}
+    own_rooms = {"errors", "linux", "outputs", "shim", "ttrpc"}
+    assert rooms == {"cradled", *(f"cradled.{room}" for room in own_rooms)}
 
 
 STANDARD = {
-    "__future__", "_collections_abc", "_ctypes", "_socket", "_stat", "_struct", "ctypes",
+    "__future__", "_collections_abc", "_ctypes", "_json", "_socket", "_stat", "_struct", "ctypes",
     "ctypes._endian", "errno", "faulthandler", "fcntl", "genericpath", "os", "os.path",
     "posixpath", "select", "stat", "struct", "termios", "types",
 }  # fmt: skip

@@ -46,7 +46,10 @@ def open_appender(path: str, flags: int = 0) -> int:
 
 def open_log(path: str) -> int:
     """A file to be appended to, made with its directories where it is missing."""
-    os.makedirs(os.path.dirname(path) or ".", 0o755, exist_ok=True)
+    try:  # noqa: SIM105 (contextlib is not worth its import)
+        os.makedirs(os.path.dirname(path) or ".", 0o755, exist_ok=True)
+    except FileExistsError:
+        pass  # not a directory, as the open will say
     return open_appender(path, os.O_CREAT)
 
 

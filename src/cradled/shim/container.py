@@ -13,11 +13,11 @@ import os
 
 from cradled.errors import AlreadyExists, Error, FailedPrecondition, NotFound
 from cradled.linux import cgroup, fs, pty
+from cradled.linux.coroutines import Future, Lock
 from cradled.linux.signals import SIGKILL
-from cradled.shim import bundle, runc
+from cradled.shim import bundle, direct, runc
 from cradled.shim import messages as m
 from cradled.shim.cgroup import metrics
-from cradled.shim.loop import Future, Lock
 from cradled.shim.oom import OomWatch
 from cradled.shim.process import PAUSED, PAUSING, RUNNING, STOPPED, State
 from cradled.shim.publisher import timestamp
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cradled.linux.cgroup import Cgroup
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
     from cradled.shim.publisher import Publisher
     from cradled.shim.reaper import Ending, Reaper
 
@@ -83,6 +83,8 @@ class Container:
         self._options = options
         root = f"{options.root or runc.DEFAULT_ROOT}/{shim.namespace}"
         self._runc = runc.Runc(shim.reaper, options, root, f"{request.bundle}/log.json")
+        # Where runc keeps what is known to ``direct``.
+        self._direct = f"{root}/{self.id}" if self._runc.name == runc.DEFAULT_BINARY else ""
         self.init = Process("", request)
         self.execs: dict[str, Process] = {}
         self._consoles = 0
@@ -145,7 +147,8 @@ class Container:
             init.state.check("delete")
             if init.state.now == STOPPED and init.streams is not None:
                 await init.streams.drain(DRAIN)
-            await self._runc.delete(self.id)
+            if not (init.state.now == STOPPED and self._direct and direct.delete(self._direct)):
+                await self._runc.delete(self.id)
             if init.pid:  # deleting kills one that was never started
                 await self._shim.loop.within(init.exited, DRAIN)
             for process in (*self.execs.values(), init):
@@ -286,7 +289,9 @@ class Container:
     async def _start(self) -> None:
         checkpoint, pid_file = self._request.checkpoint, self._pid_file("init")
         if not checkpoint:
-            await self._runc.run("OCI runtime start failed", "start", self.id)
+            loop, ended = self._shim.loop, self.init.ended
+            if not (self._direct and await direct.start(loop, self._direct, ended)):
+                await self._runc.run("OCI runtime start failed", "start", self.id)
             return
         image = (checkpoint, self._criu_work())
         words = runc.restore_words(self._options, image, self.bundle, pid_file, self.id)

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
     from cradled.shim.reaper import Reaper
 
 READY = 60.0
@@ -79,9 +79,9 @@ async def start_logger(
     given = [fds.above(fd, _FIRST) for fd in (*map(os.dup, outputs), theirs)]
     try:
         pid = spawn(argv, environment, (None, None, None, *given))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name at all
         loop.close(ready)
-        reason = (error.strerror or "").lower()
+        reason = (getattr(error, "strerror", "") or str(error)).lower()
         raise Error(f"failed to start binary process: {argv[0]}: {reason}") from None
     finally:
         for fd in given:

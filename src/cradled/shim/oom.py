@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 from cradled.linux import oom
-from cradled.shim.loop import Closed
+from cradled.linux.coroutines import Closed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cradled.linux.cgroup import Cgroup
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
 
 
 class OomWatch:

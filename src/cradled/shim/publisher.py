@@ -12,9 +12,9 @@ import os
 from time import time_ns
 
 from cradled.linux import unix
+from cradled.linux.coroutines import Closed, Future
 from cradled.shim import log
 from cradled.shim import messages as m
-from cradled.shim.loop import Closed, Future
 from cradled.ttrpc.codec import encode
 from cradled.ttrpc.connection import CLIENT, Connection, ResponseReceived
 
@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
     from cradled.ttrpc.codec import Message
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"

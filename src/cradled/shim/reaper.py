@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 from time import time_ns
 
+from cradled.linux.coroutines import Closed, Future
 from cradled.linux.signals import SIGCHLD, SIGINT, SIGTERM, handle, wake
-from cradled.shim.loop import Closed, Future
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
 
 
 class Ending:

@@ -23,7 +23,7 @@ from cradled.ttrpc.connection import CLIENT, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
     from cradled.ttrpc.codec import Message
 
 TIMES = 10  # CPython 3.11 specialises what has run eight times

@@ -1,9 +1,10 @@
 """Async. The OCI runtime: its command lines (pure), running it, what its log says went wrong.
 
 Only what must be done by it is: create, start, exec, delete, pause, resume, update, checkpoint,
-restore. A runtime whose containers are processes of this host (``plain``) is not asked to kill one
-process or to list them. A runtime that is running while the shim is killed runs on; what it makes
-is found and removed by the ``delete`` program.
+restore; and of these runc itself need not start and delete (``direct``). A runtime whose containers
+are processes of this host (``plain``) is not asked to kill one process or to list them. A runtime
+that is running while the shim is killed runs on; what it makes is found and removed by the
+``delete`` program.
 """
 
 from __future__ import annotations
@@ -45,9 +46,14 @@ class Runc:
         self.log = log
 
     @property
+    def name(self) -> str:
+        """Of the program, without its directory."""
+        return self.binary.rpartition("/")[2]
+
+    @property
     def plain(self) -> bool:
         """Whether a container's processes are processes of this host, signalled as such."""
-        return self.binary.rpartition("/")[2] in _PLAIN
+        return self.name in _PLAIN
 
     async def run(self, failure: str, *words: str, fds: Sequence[int | None] = _NOTHING) -> None:
         """Run a command to its end. Raises Error, ``failure`` and the runtime's own words."""

@@ -6,8 +6,8 @@ import os
 
 from cradled import errors
 from cradled.linux import unix
+from cradled.linux.coroutines import Closed, Lock
 from cradled.shim import log
-from cradled.shim.loop import Closed, Lock
 from cradled.ttrpc.codec import decode, encode
 from cradled.ttrpc.connection import SERVER, Connection, RequestReceived
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
     from cradled.ttrpc.codec import Message
 
     Methods = Mapping[str, Mapping[str, tuple[str, type[Message]]]]

@@ -20,17 +20,17 @@ from time import monotonic
 
 from cradled.errors import Error
 from cradled.linux import copying, fifo
+from cradled.linux.coroutines import Closed
 from cradled.outputs import parse
 from cradled.shim import log
 from cradled.shim.logs import start_logger
-from cradled.shim.loop import Closed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from cradled.linux.coroutines import Loop, Task
     from cradled.shim.logs import Logger
-    from cradled.shim.loop import Loop, Task
     from cradled.shim.messages import CreateTaskRequest, ExecProcessRequest
     from cradled.shim.reaper import Reaper
 

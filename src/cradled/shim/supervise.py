@@ -6,9 +6,9 @@ import faulthandler
 import os
 
 from cradled.linux import fifo, libc, signals
-from cradled.shim import service
+from cradled.linux.coroutines import Loop
+from cradled.shim import log, service
 from cradled.shim.container import Supervisor
-from cradled.shim.loop import Loop
 from cradled.shim.publisher import Publisher
 from cradled.shim.reaper import Reaper
 from cradled.shim.server import Server
@@ -43,7 +43,7 @@ def run(
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in signals.IGNORED_BY_PYTHON:
         signals.ignore(number)
-    loop = Loop()
+    loop = Loop(log.trace)
     publisher = Publisher(loop, ttrpc_address, namespace)
 
     def shut_down() -> None:

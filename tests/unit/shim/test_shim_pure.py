@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cradled import errors
 from cradled.errors import Error, InvalidArgument, NotFound
 from cradled.rpc import status as rpc_status
-from cradled.shim import bootstrap, bundle, messages, runc, server
+from cradled.shim import bootstrap, bundle, log, messages, runc, server
 from cradled.shim.process import CREATED, DELETED, PAUSED, PAUSING, RUNNING, STOPPED, State
 from cradled.shim.publisher import EXIT, Publisher
 from cradled.ttrpc.codec import decode, encode
@@ -272,9 +272,9 @@ def test_an_error_outside_the_tree(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_full_queue_keeps_exits_longest() -> None:
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
 
-    publisher = Publisher(Loop(), "/nowhere", "ns")
+    publisher = Publisher(Loop(log.trace), "/nowhere", "ns")
     for number in range(4):
         publisher._queue.append((EXIT if number % 2 else "/tasks/start", b"%d" % number))
     kept = []
@@ -286,8 +286,8 @@ def test_a_full_queue_keeps_exits_longest() -> None:
 
 
 def test_nobody_wants_events() -> None:
-    from cradled.shim.loop import Loop
+    from cradled.linux.coroutines import Loop
 
-    loop = Loop()
+    loop = Loop(log.trace)
     Publisher(loop, "", "ns").send("/tasks/oom", messages.TaskOOM())
     assert not loop.ready

@@ -19,11 +19,11 @@ import uvloop
 from cradled import errors
 from cradled.api.pool import Method, Service
 from cradled.api.task_v3_pb2 import StateRequest as Word
+from cradled.linux.coroutines import Future, Loop
 from cradled.rpc.service import Router
 from cradled.rpc.ttrpc_client import TtrpcChannel, attach, connect
 from cradled.rpc.ttrpc_server import TtrpcServer
-from cradled.shim import messages
-from cradled.shim.loop import Future, Loop
+from cradled.shim import log, messages
 from cradled.shim.server import Server as ShimServer
 from cradled.ttrpc import aio, blocking, frames
 from cradled.ttrpc.connection import (
@@ -142,7 +142,7 @@ class ShimServed:
         self._thread.start()
 
     def _run(self) -> None:
-        loop = Loop()
+        loop = Loop(log.trace)
         methods = {NAME: {"Say": ("say", messages.StateRequest)}}
         server = ShimServer(loop, self._listener, methods, ShimWords(loop), lambda: None)
         loop.spawn(server.serve())

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from cradled.shim.loop import Closed, Future, Lock, Loop
+from cradled.linux.coroutines import Closed, Future, Lock, Loop
+from cradled.shim import log
 
 
 def run(main: Callable[[Loop], Coroutine[Any, Any, Any]]) -> Any:
     """Run a coroutine to its end on a loop of its own."""
-    loop = Loop()
+    loop = Loop(log.trace)
     task = loop.spawn(main(loop))
     task.then(lambda _: loop.stop())
     loop.run()

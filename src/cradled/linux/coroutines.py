@@ -1,4 +1,4 @@
-"""Async. The shim's own event loop: native coroutines on epoll, one thread, nothing imported.
+"""Async. The shim's event loop: native coroutines on epoll, one thread, nothing imported.
 
 ``await loop.readable(fd)``, ``loop.sleep(seconds)``, a ``Future``, a ``Lock``; ``loop.spawn`` runs
 a coroutine beside the others. There is no cancellation: who waits on a descriptor is woken with
@@ -14,7 +14,6 @@ from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLPRI
 from time import monotonic
 
 from cradled.linux.aside import Call
-from cradled.shim import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Task(Future):
             self.set(stop.value)
         except Exception as error:
             if not self._callbacks:
-                log.trace(error)
+                self._loop.report(error)
             self.fail(error)
         else:
             awaited.then(self._wake)
@@ -124,9 +123,10 @@ class Lock:
 
 
 class Loop:
-    """Runs tasks until ``stop``."""
+    """Runs tasks until ``stop``. ``report`` is told of what fails though nobody awaits it."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[BaseException], None]) -> None:
+        self.report = report
         self.ready: list[Task] = []
         self._epoll = epoll()
         self._waiters: dict[int, list[Future | None]] = {}
@@ -134,7 +134,7 @@ class Loop:
         self._stopped = False
 
     def spawn(self, coroutine: Coroutine[Future, None, Any]) -> Task:
-        """Run beside the others. An exception nobody awaits goes to stderr."""
+        """Run beside the others. An exception nobody awaits is reported."""
         return Task(self, coroutine)
 
     def stop(self) -> None:
