@@ -176,7 +176,10 @@ class Ear:
 
 
 class Shim:
-    """A running shim with its own directory, namespace and mark."""
+    """A running shim with its own directory, namespace and mark.
+
+    ``prelude`` is run where it is forked from, to shorten what it waits for.
+    """
 
     def __init__(
         self,
@@ -185,11 +188,13 @@ class Shim:
         forked: bool = True,
         runtime: str = "runc",
         wrapper: Sequence[str] = (),
+        prelude: str = "",
     ) -> None:
         self.mark = "s" + secrets.token_hex(5)
         self.directory = directory
         self.runtime = runtime
         self.wrapper = list(wrapper)
+        self.prelude = prelude
         self.env = {**os.environ, leaks.MARK: self.mark}
         self.bundles = directory / "bundles"
         self.bundles.mkdir()
@@ -218,7 +223,8 @@ class Shim:
             listener.bind(self.path)
             listener.listen()
             done = subprocess.run(
-                [*self.wrapper, sys.executable, "-I", "-S", "-c", FORKED, repr(params),
+                [*self.wrapper, sys.executable, "-I", "-S", "-c",
+                 FORKED.replace("gc.freeze()", f"{self.prelude}\ngc.freeze()"), repr(params),
                  str(listener.fileno())],
                 pass_fds=(listener.fileno(),), env=self.env, stdout=subprocess.PIPE, check=True,
             )  # fmt: skip
@@ -427,7 +433,11 @@ class Fifos:
         for name, path in self.paths.items():
             os.mkfifo(path, 0o700)
             if name != "stdin":
-                self.fds[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                self.open_output(name)
+
+    def open_output(self, name: str = "stdout") -> int:
+        self.fds[name] = os.open(self.paths[name], os.O_RDONLY | os.O_NONBLOCK)
+        return self.fds[name]
 
     def open_stdin(self) -> int:
         self.fds["stdin"] = os.open(self.paths["stdin"], os.O_WRONLY | os.O_NONBLOCK)
@@ -460,6 +470,20 @@ def running(directory: Path, **how: Any) -> Iterator[Shim]:
         yield shim
     finally:
         shim.destroy()
+
+
+def start(shim: Shim, id: str, script: str, terminal: bool = False, **streams: Any) -> None:
+    """Create and start a container that runs a shell script."""
+    spec = {"terminal": terminal}
+    shim.create(id, "/bin/sh", "-c", script, spec=spec, terminal=terminal, **streams)
+    shim.call("Start", id=id)
+
+
+def finish(shim: Shim, id: str) -> int:
+    """Wait for a container's end, delete it; its exit status."""
+    status = shim.wait(id)
+    shim.call("Delete", id=id)
+    return status
 
 
 def eventually(condition: Callable[[], Any]) -> Any:

@@ -4,13 +4,28 @@ them."""
 from __future__ import annotations
 
 import os
-import stat
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.shims import Fifos, Shim, Status, eventually, options, running
+from harness.shims import (
+    Channel,
+    Fifos,
+    Shim,
+    Status,
+    eventually,
+    finish,
+    options,
+    reply,
+    request,
+    running,
+    start,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -23,23 +38,19 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
         yield shim
 
 
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
+    """A shim that waits for the rest of output for a second."""
+    haste = "import cradled.shim.container as container; container.DRAIN = 1.0"
+    with running(tmp_path_factory.mktemp("hasty"), prelude=haste) as shim:
+        yield shim
+
+
 @pytest.fixture
 def fifos(tmp_path: Path) -> Iterator[Fifos]:
     fifos = Fifos(tmp_path / "fifos", "stdin", "stdout", "stderr")
     yield fifos
     fifos.close()
-
-
-def start(shim: Shim, id: str, script: str, terminal: bool = False, **streams: Any) -> None:
-    spec = {"terminal": terminal}
-    shim.create(id, "/bin/sh", "-c", script, spec=spec, terminal=terminal, **streams)
-    shim.call("Start", id=id)
-
-
-def finish(shim: Shim, id: str) -> int:
-    status = shim.wait(id)
-    shim.call("Delete", id=id)
-    return status
 
 
 def test_output_and_its_end(shim: Shim, fifos: Fifos) -> None:
@@ -113,20 +124,127 @@ def test_clients_come_and_go(shim: Shim, fifos: Fifos, tmp_path: Path) -> None:
     assert finish(shim, "reattach") == 0
 
 
-def test_output_nobody_reads_does_not_hold_up_deletion_for_ever(shim: Shim, fifos: Fifos) -> None:
-    start(shim, "unread", "dd if=/dev/zero bs=200000 count=1", stdout=fifos.paths["stdout"])
-    # One pipe and one FIFO of 64 KiB hold less than that: it is blocked until it is killed.
+def test_a_stream_is_whole_whoever_reads_it(shim: Shim, fifos: Fifos) -> None:
+    """Client after client goes away in mid-stream; what none has read waits for the next."""
+    start(shim, "relay", "i=100000; while [ $i -lt 300000 ]; do i=$((i+1)); echo $i; done",
+          stdout=fifos.paths["stdout"])  # fmt: skip
+    data = b""
+    for _ in range(20):
+        data += fifos.read(until=b"\n")
+        fifos.close("stdout")
+        fifos.open_output()
+    data += fifos.read()
+    assert data.split() == [b"%d" % number for number in range(100001, 300001)]
+    assert finish(shim, "relay") == 0
+
+
+def test_a_client_that_never_opens(shim: Shim, fifos: Fifos) -> None:
+    fifos.close("stdout")
+    before = open_fds(shim)
+    start(shim, "alone", "echo out; cat; exit 3",
+          stdin=fifos.paths["stdin"], stdout=fifos.paths["stdout"])  # fmt: skip
+    shim.call("CloseIO", id="alone", stdin=True)
+    assert finish(shim, "alone") == 3
+    assert open_fds(shim) == before
+
+
+def test_fifos_that_are_removed(shim: Shim, fifos: Fifos) -> None:
+    """Who has one open goes on using it."""
+    start(shim, "removed", "read line; echo got $line",
+          stdin=fifos.paths["stdin"], stdout=fifos.paths["stdout"])  # fmt: skip
+    fd = fifos.open_stdin()
+    for path in fifos.paths.values():
+        os.unlink(path)
+    os.write(fd, b"it\n")
+    assert fifos.read() == b"got it\n"
+    assert finish(shim, "removed") == 0
+
+
+def test_a_client_that_is_killed_while_it_types(shim: Shim, fifos: Fifos) -> None:
+    start(shim, "typist", "cat", stdin=fifos.paths["stdin"], stdout=fifos.paths["stdout"])
+    script = f"exec >{fifos.paths['stdin']}; echo half; kill -9 $$"
+    assert subprocess.run(["/bin/sh", "-c", script], check=False).returncode == -9
+    assert fifos.read(until=b"half\n") == b"half\n"
+    os.write(fifos.open_stdin(), b"and half\n")
+    fifos.close("stdin")
+    shim.call("CloseIO", id="typist", stdin=True)
+    assert fifos.read() == b"and half\n"
+    assert finish(shim, "typist") == 0
+
+
+def test_input_nobody_takes(shim: Shim, fifos: Fifos) -> None:
+    """A process that closes its input, and a client that goes on: it learns of it by EPIPE."""
+    start(shim, "deaf", "exec <&-; echo closed; exec sleep 1000",
+          stdin=fifos.paths["stdin"], stdout=fifos.paths["stdout"])  # fmt: skip
+    fd = fifos.open_stdin()
+    fifos.read(until=b"closed\n")
+
+    def is_refused() -> bool:
+        try:
+            os.write(fd, b"x" * 100)
+        except BrokenPipeError:
+            return True
+        return False
+
+    eventually(is_refused)
+    shim.call("CloseIO", id="deaf", stdin=True)
+    shim.call("Kill", id="deaf", signal=9)
+    finish(shim, "deaf")
+
+
+def test_nobody_reads_and_nobody_is_busy(shim: Shim, fifos: Fifos) -> None:
+    """What fills pipe and FIFO stops, the shim sleeps, and it goes on once somebody reads."""
+    start(shim, "unread", "dd if=/dev/zero bs=100000 count=10; echo end",
+          stdin=fifos.paths["stdin"], stdout=fifos.paths["stdout"])  # fmt: skip
     eventually(lambda: _is_blocked(shim.state("unread").pid))
-    shim.call("Kill", id="unread", signal=9)
-    assert finish(shim, "unread") == 137
+    os.write(fifos.open_stdin(), b"y" * 60000)  # the shim has taken that, the process does not
+    before = _wakeups(shim.pid)
+    time.sleep(0.3)
+    assert _wakeups(shim.pid) - before <= 3
+    assert fifos.read() == bytes(1_000_000) + b"end\n"
+    assert finish(shim, "unread") == 0
+
+
+def _wakeups(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks + sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
 
 
 def _is_blocked(pid: int) -> bool:
-    try:
-        waits = Path(f"/proc/{pid}/wchan").read_text()
-        return "pipe" in waits
-    except OSError:
-        return False
+    """Whether a process of the container, whose init may be a shell, waits for a pipe."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return any("pipe" in Path(f"/proc/{each}/wchan").read_text() for each in (pid, *children))
+
+
+def test_output_that_does_not_end_holds_deletion_up_for_a_while_only(
+    hasty: Shim, fifos: Fifos, tmp_path: Path
+) -> None:
+    """Output nobody reads, and pipes and terminals that a child in the background keeps."""
+    start(hasty, "unread", "dd if=/dev/zero bs=200000 count=1", stdout=fifos.paths["stdout"])
+    start(hasty, "kept", "sleep 1000")
+    more = Fifos(tmp_path / "more", "pipe", "terminal")
+    background = "trap '' HUP; sleep 1000 & echo started"
+    hasty.exec("kept", "pipe", "/bin/sh", "-c", background, stdout=more.paths["pipe"])
+    hasty.exec("kept", "tty", "/bin/sh", "-c", background, terminal=True,
+               stdout=more.paths["terminal"])  # fmt: skip
+    eventually(lambda: _is_blocked(hasty.state("unread").pid))
+    hasty.call("Kill", id="unread", signal=9)
+    for exec_id in ("pipe", "tty"):
+        assert hasty.wait("kept", exec_id) == 0
+    channel = Channel(hasty.path)
+    deletions = [
+        channel.send("Delete", request("Delete", id=id, exec_id=exec_id))
+        for id, exec_id in (("unread", ""), ("kept", "pipe"), ("kept", "tty"))
+    ]
+    assert hasty.state("kept").status == 2  # meanwhile others are served
+    statuses = [channel.receive(stream, reply("Delete")).exit_status for stream in deletions]
+    assert statuses == [137, 0, 0]
+    channel.close()
+    assert (more.read("pipe"), more.read("terminal")) == (b"started\n", b"started\r\n")
+    more.close()
+    hasty.call("Kill", id="kept", signal=9)
+    finish(hasty, "kept")
 
 
 def test_no_streams_is_dev_null(shim: Shim) -> None:
@@ -154,11 +272,49 @@ def test_exec_streams(shim: Shim, fifos: Fifos, tmp_path: Path) -> None:
     finish(shim, "xio")
 
 
-def test_missing_fifo(shim: Shim, tmp_path: Path) -> None:
-    with pytest.raises(Status, match='opening file "/no/fifo" failed: open /no/fifo: no such file or directory'):
-        shim.create("nofifo", stdout="/no/fifo")
-    with pytest.raises(Status, match="unknown STDIO scheme gopher"):
-        shim.create("nofifo", stdout="gopher:///x")
+@pytest.mark.parametrize("where", ["init", "exec"])
+@pytest.mark.parametrize(
+    ("terminal", "streams", "text"),
+    [
+        (
+            False,
+            {"stdout": "/no/fifo"},
+            "failed to start io pipe copy: unable to copy pipes: containerd-shim: "
+            'opening file "/no/fifo" failed: open /no/fifo: no such file or directory',
+        ),
+        (
+            True,
+            {"stdout": "/no/fifo"},
+            "failed to start console copy: stat /no/fifo: no such file or directory",
+        ),
+        (
+            False,
+            {"stdin": "/no/in"},
+            "failed to open stdin fifo /no/in: stat /no/in: no such file or directory",
+        ),
+    ],
+    ids=["output", "terminal", "input"],
+)
+def test_missing_paths(
+    shim: Shim, where: str, terminal: bool, streams: dict[str, Any], text: str
+) -> None:
+    """The texts are the original's, whose shim is of no more use after some of these."""
+    id = f"missing{len(os.listdir(shim.bundles))}"
+    if where == "exec":
+        start(shim, id, "sleep 1000")
+    before = open_fds(shim)
+    streams = {"terminal": terminal, **streams}
+    if where == "init":
+        refused = partial(shim.create, id, "/bin/true", spec={"terminal": terminal}, **streams)
+    else:
+        refused = partial(shim.exec, id, "e", "/bin/true", **streams)
+    with pytest.raises(Status) as refusal:
+        refused()
+    assert refusal.value.message == text
+    assert open_fds(shim) == before
+    if where == "exec":
+        shim.call("Kill", id=id, signal=9)
+        finish(shim, id)
 
 
 def test_terminal(shim: Shim, fifos: Fifos) -> None:
@@ -180,6 +336,59 @@ def test_terminal_is_hung_up_at_the_end_of_its_input(shim: Shim, fifos: Fifos) -
     fifos.read(until=b"ready")
     shim.call("CloseIO", id="hup", stdin=True)
     assert finish(shim, "hup") == 8
+
+
+def test_the_end_of_input_is_typed(shim: Shim, fifos: Fifos) -> None:
+    start(shim, "eof", "cat; echo $TERM; exit 6", terminal=True,
+          stdin=fifos.paths["stdin"], stdout=fifos.paths["stdout"])  # fmt: skip
+    os.write(fifos.open_stdin(), b"line\n\x04")
+    assert fifos.read() == b"line\r\nline\r\nxterm\r\n"
+    assert finish(shim, "eof") == 6
+
+
+def test_a_terminal_carries_much_both_ways(shim: Shim, fifos: Fifos) -> None:
+    """Pasted faster than it is read; the process echoes all of it."""
+    start(shim, "paste", "stty raw -echo; echo ready; exec head -c 1000000", terminal=True,
+          stdin=fifos.paths["stdin"], stdout=fifos.paths["stdout"])  # fmt: skip
+    fifos.read(until=b"ready\n")
+    data = os.urandom(1_000_000)
+    fd = fifos.open_stdin()
+    os.set_blocking(fd, True)
+    paste = threading.Thread(target=os.write, args=(fd, data))
+    paste.start()
+    assert fifos.read() == data
+    paste.join()
+    assert finish(shim, "paste") == 0
+
+
+def test_last_output_of_a_terminal_is_not_lost(shim: Shim, fifos: Fifos) -> None:
+    """It is in the terminal still when the process exits and when its deletion is asked for."""
+    script = "stty raw; dd if=/dev/zero bs=65536 count=1; dd if=/dev/zero bs=2000 count=1"
+    start(shim, "late", script, terminal=True, stdout=fifos.paths["stdout"])
+    assert shim.wait("late") == 0
+    channel = Channel(shim.path)
+    deletion = channel.send("Delete", request("Delete", id="late"))
+    shim.state("late")
+    data = fifos.read()
+    assert data.count(0) == 65536 + 2000
+    channel.receive(deletion, reply("Delete"))
+    channel.close()
+
+
+def test_a_terminal_that_has_ended_is_not_resized(shim: Shim, fifos: Fifos) -> None:
+    """Its descriptor's number may be another terminal's by now."""
+    start(shim, "gone", "exit 0", terminal=True, stdout=fifos.paths["stdout"])
+    fifos.read()
+    shim.wait("gone")
+    start(shim, "next", "read x", terminal=True, stdin=fifos.paths["stdin"])
+    shim.call("ResizePty", id="next", width=80, height=25)
+    shim.call("ResizePty", id="gone", width=1, height=1)
+    shim.exec("next", "size", "/bin/sh", "-c", "stty size </dev/console",
+              stdout=fifos.paths["stdout"])  # fmt: skip
+    assert fifos.read() == b"25 80\n"
+    finish(shim, "gone")
+    shim.call("Kill", id="next", signal=9)
+    finish(shim, "next")
 
 
 def test_terminal_of_an_exec(shim: Shim, fifos: Fifos) -> None:
@@ -205,87 +414,6 @@ def test_failed_terminal(shim: Shim, fifos: Fifos) -> None:
     assert fifos.read() == b""
 
 
-def test_file(shim: Shim, tmp_path: Path) -> None:
-    log = tmp_path / "deep" / "er" / "log"
-    for number in range(2):
-        start(shim, f"file{number}", "echo out; echo err >&2", stdout=f"file://{log}")
-        finish(shim, f"file{number}")
-    assert sorted(log.read_text().split()) == ["err", "err", "out", "out"]
-    assert stat.S_IMODE(log.stat().st_mode) == 0o644
-    plain = tmp_path / "plain"
-    plain.write_text("there\n")
-    start(shim, "plain", "echo out; echo err >&2", stdout=str(plain), stderr=str(plain))
-    finish(shim, "plain")
-    assert sorted(plain.read_text().split()) == ["err", "out", "there"]
-    start(shim, "ttyfile", "echo out; echo err >&2", terminal=True, stdout=f"file://{log}")
-    finish(shim, "ttyfile")
-    assert log.read_bytes().endswith(b"out\r\nerr\r\n")
-
-
-LOGGER = """#!/bin/sh
-env | sort > {out}.env
-echo "$@" > {out}.args
-{ready}
-exec 5>&-
-cat <&3 > {out}.3 &
-cat <&4 > {out}.4
-wait
-"""
-
-
-def make_logger(tmp_path: Path, ready: str) -> Path:
-    logger = tmp_path / "logger"
-    logger.write_text(LOGGER.format(out=tmp_path / "got", ready=ready))
-    logger.chmod(0o755)
-    return logger
-
-
-@pytest.mark.parametrize(
-    ("scheme", "ready"),
-    [("binary", ":"), ("binary", "echo >&5"), ("binary-v2", "echo >&5")],
-    ids=["closes", "writes", "v2"],
-)
-def test_logging_program(shim: Shim, tmp_path: Path, scheme: str, ready: str) -> None:
-    logger = make_logger(tmp_path, ready)
-    id = f"log{len(os.listdir(shim.bundles))}"
-    start(shim, id, "echo out; echo err >&2", stdout=f"{scheme}://{logger}?a%20b=c+d&key=")
-    shim.wait(id)
-    eventually(lambda: (tmp_path / "got.4").read_text() == "err\n")
-    shim.call("Delete", id=id)
-    assert (tmp_path / "got.3").read_text() == "out\n"
-    assert (tmp_path / "got.args").read_text() == "a b c d key \n"
-    environment = (tmp_path / "got.env").read_text().splitlines()
-    assert f"CONTAINER_ID={id}" in environment
-    assert f"CONTAINER_NAMESPACE={shim.mark}" in environment
-    assert not [line for line in environment if "TTRPC" in line or "MARK" in line]
-
-
-def test_logging_program_that_is_not_ready(shim: Shim, tmp_path: Path) -> None:
-    logger = make_logger(tmp_path, ":")
-    with pytest.raises(Status, match="logging binary did not call ready"):
-        start(shim, "notready", "true", stdout=f"binary-v2://{logger}")
-    with pytest.raises(Status, match='failed to start binary process: /no/logger: no such'):
-        start(shim, "notready", "true", stdout="binary:///no/logger")
-
-
-def test_logging_program_is_told_to_stop(shim: Shim, tmp_path: Path) -> None:
-    logger = tmp_path / "logger"
-    marks = f"trap 'echo told > {tmp_path}/told; exit' TERM; : > {tmp_path}/up"
-    logger.write_text(f"#!/bin/sh\n{marks}\nexec 5>&-\nwhile :; do sleep 0.01; done\n")
-    logger.chmod(0o755)
-    start(shim, "told", "exit 0", stdout=f"binary://{logger}")
-    assert finish(shim, "told") == 0
-    assert (tmp_path / "told").read_text() == "told\n"
-
-
-def test_logging_program_on_a_terminal(shim: Shim, tmp_path: Path) -> None:
-    logger = make_logger(tmp_path, ":")
-    start(shim, "logtty", "test -t 1 && echo out", terminal=True, stdout=f"binary://{logger}")
-    shim.wait("logtty")
-    eventually(lambda: (tmp_path / "got.3").read_bytes() == b"out\r\n")
-    shim.call("Delete", id="logtty")
-
-
 def test_pipes_have_the_owner_asked_for(shim: Shim, fifos: Fifos) -> None:
     shim.create("owner", "/bin/sleep", "1000", stdout=fifos.paths["stdout"],
                 options=options(io_uid=1234, io_gid=4321))  # fmt: skip
@@ -298,12 +426,13 @@ def test_pipes_have_the_owner_asked_for(shim: Shim, fifos: Fifos) -> None:
     finish(shim, "owner")
 
 
-def test_nothing_is_left_open(shim: Shim, fifos: Fifos) -> None:
-    def open_fds() -> list[str]:
-        names = os.listdir(f"/proc/{shim.pid}/fd")
-        return sorted(os.readlink(f"/proc/{shim.pid}/fd/{name}") for name in names)
+def open_fds(shim: Shim) -> list[str]:
+    names = os.listdir(f"/proc/{shim.pid}/fd")
+    return sorted(os.readlink(f"/proc/{shim.pid}/fd/{name}") for name in names)
 
-    before = open_fds()
+
+def test_nothing_is_left_open(shim: Shim, fifos: Fifos) -> None:
+    before = open_fds(shim)
     for number in range(3):
         start(shim, f"leak{number}", "echo", stdin=fifos.paths["stdin"],
               stdout=fifos.paths["stdout"], stderr=fifos.paths["stderr"])  # fmt: skip
@@ -311,4 +440,4 @@ def test_nothing_is_left_open(shim: Shim, fifos: Fifos) -> None:
     with pytest.raises(Status):
         shim.create("leak", "/bin/nothing", stdin=fifos.paths["stdin"],
                     stdout=fifos.paths["stdout"])  # fmt: skip
-    assert open_fds() == before
+    assert open_fds(shim) == before
