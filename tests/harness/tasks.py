@@ -91,7 +91,8 @@ class Node:
     async def stop(self) -> None:
         """Go away; tasks go on."""
         await self._server.stop(0)
-        os.unlink(self.address)
+        with suppress(FileNotFoundError):  # from Python 3.13 on asyncio does it
+            os.unlink(self.address)
         await self.tasks.aclose()
         await self.zygote.aclose()
         self._subscription.close()
