@@ -6,9 +6,12 @@ Used by the shim: imports only ``os`` and C modules.
 from __future__ import annotations
 
 import os
-from fcntl import ioctl
+from fcntl import F_SETPIPE_SZ, fcntl, ioctl
 from stat import S_ISFIFO
 from termios import FIONREAD
+
+USUAL, LARGE = 65536, 262144
+"""Bytes that a pipe holds as it is made, and when it has been enlarged."""
 
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -56,3 +59,11 @@ def open_log(path: str) -> int:
 def waiting(fd: int) -> int:
     """Bytes that lie in a pipe."""
     return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), "little")
+
+
+def enlarge(fd: int) -> None:
+    """Let a pipe hold more, if this user may have more."""
+    try:  # noqa: SIM105 (contextlib is not worth its import)
+        fcntl(fd, F_SETPIPE_SZ, LARGE)
+    except OSError:
+        pass

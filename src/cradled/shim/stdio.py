@@ -9,6 +9,9 @@ client may leave and another come, and closing our one descriptor, when the proc
 end, is what the client sees as end of file. Of a stdin FIFO both ends are held apart: only
 ``close_stdin`` lets its reader see the end. A terminal whose input has ended is hung up.
 
+Pipes and FIFOs are as small as they come, but those of a stream that fills them grow fourfold:
+that doubles what it can carry and halves what it costs, and is all the memory it takes.
+
 Files are written to by threads, because a disk may hang. Descriptors that a thread has are lent to
 it: they are closed when it is back.
 """
@@ -262,13 +265,16 @@ async def _splice(loop: Loop, source: int, sink: int) -> bool:
     moved = 0
     for _ in range(_BURST):
         try:
-            moved = os.splice(source, sink, _CHUNK, flags=os.SPLICE_F_NONBLOCK)
+            moved = os.splice(source, sink, fifo.LARGE, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             if not moved:  # there was something to read, so it is the sink that is full
                 await loop.writable(sink)
             return True
         if not moved:
             return False
+        if fifo.USUAL // 2 <= moved <= fifo.USUAL:  # filled faster than we come round
+            fifo.enlarge(source)
+            fifo.enlarge(sink)
     return True
 
 
