@@ -21,6 +21,7 @@ from bench.events import events
 from bench.lists import lists
 from bench.mixed import mixed
 from bench.report import Report
+from bench.stdio import stdio
 from bench.workloads import Bench
 from cradled.linux import memory
 
@@ -34,6 +35,7 @@ WORKLOADS = {
     "lists": lists,
     "events": events,
     "mixed": mixed,
+    "stdio": stdio,
     "unpack": workloads.unpack,
 }
 
