@@ -9,6 +9,9 @@ import pytest
 from harness import leaks
 from harness.daemon import wait_until
 
+# Newer mount(8) hands options over one by one, and the kernel takes none over 255 bytes.
+os.environ.setdefault("LIBMOUNT_FORCE_MOUNT2", "always")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_places() -> Iterator[None]:

@@ -15,7 +15,7 @@ class Authority:
         self.ca = directory / "ca.pem"
         self._run(
             "req", "-x509", *self._new("ca"), "-out", str(self.ca), "-subj", "/CN=test authority",
-            "-days", "2",
+            "-days", "2", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
         )  # fmt: skip
 
     def issue(self, name: str) -> tuple[Path, Path]:

@@ -136,7 +136,7 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 async def test_our_client_on_containerd(containerd: Daemon) -> None:
     async with await connect(str(containerd.socket)) as channel:
         version = Stub(channel, version_pb2.Version)
-        assert "1.6" in (await version.version(wellknown_pb2.Empty())).version
+        assert "1." in (await version.version(wellknown_pb2.Empty())).version
         namespaces = Stub(channel, namespaces_pb2.Namespaces, [("containerd-namespace", "n")])
         name = namespaces_pb2.Namespace(name="ours", labels={"k": "v"})
         await namespaces.create(namespaces_pb2.CreateNamespaceRequest(namespace=name))

@@ -115,9 +115,10 @@ def test_the_daemon_dies_and_comes_back(daemon: Daemon) -> None:
     daemon.kill()
     os.kill(ended, signal.SIGKILL)
     daemon.start()
-    assert statuses(daemon) == {"kept": "RUNNING", "ended": "STOPPED"}
+    assert statuses(daemon)["kept"] == "RUNNING"
     assert os.path.exists(f"/proc/{kept}")
-    assert "exit code 137" in daemon.try_ctr("tasks", "rm", "ended").stderr
+    if "ended" in statuses(daemon):  # from 1.7 on an ended task does not outlive the daemon
+        assert "exit code 137" in daemon.try_ctr("tasks", "rm", "ended").stderr
     daemon.ctr("tasks", "kill", "-s", "KILL", "kept")
     wait_until(lambda: statuses(daemon) == {"kept": "STOPPED"}, "stopped")
 
