@@ -8,6 +8,10 @@ many they are; an event's payload is opened only when somebody filters on its fi
 Batches wait for each subscriber without a bound in number but within ``QUEUE_BYTES``: whoever lets
 more gather is cut off, gets what had waited until then, and an error after it. A subscription that
 nobody holds any more is forgotten.
+
+What happened to tasks while there was no daemon is told when there is one again, which is mostly
+before its clients have noticed. So who subscribes within ``LATE_SECONDS`` is told that as well, or
+a client that supervises containers by events would never hear of some exits.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -32,6 +37,10 @@ _log = logging.getLogger(__name__)
 QUEUE_BYTES = 64 << 20
 """Memory that what waits for one subscriber may take."""
 
+LATE_SECONDS = 30.0
+"""How long after the start subscribers are told what happened before it."""
+
+_LATE = 4096  # events at the most
 _BATCH_BYTES = 15 << 10  # a batch goes out in one frame of the size that all peers take
 _SPACING = 0.001  # seconds between batches
 _ON_WIRE = 40  # bytes of an envelope beside its texts and payload, about
@@ -48,23 +57,26 @@ class Exchange:
         self._groups: dict[tuple[str, ...], _Group] = {}
         self._handle: asyncio.Handle | None = None
         self._handed_out = 0.0
+        self._born, self._started = time.time_ns(), time.monotonic()
+        self._late: list[_Record] = []
 
     def publish(self, envelopes: Sequence[Envelope], /) -> None:
         """Hand events to all subscribers. Raises InvalidArgument, and then publishes none."""
         for envelope in envelopes:
             check(envelope.namespace, envelope.topic)
         for envelope in envelopes:
-            self._publish(_Record(envelope))
+            self._publish(_Record(envelope), late=True)
 
     def forward(self, envelope: Envelope, /) -> None:
         """Publish an envelope of another origin as it is, its time included."""
         check(envelope.namespace, envelope.topic)
         if not envelope.timestamp:
             raise InvalidArgument("timestamp must be set on forwarded event")
-        self._publish(_Record(envelope))
+        self._publish(_Record(envelope), late=envelope.timestamp < self._born)
 
     def subscribe(self, expressions: Iterable[str] = ()) -> Subscription:
-        """Everything published from now on that a filter selects, of all namespaces.
+        """Everything published from now on that a filter selects, of all namespaces, after what
+        happened before the start.
 
         Raises InvalidArgument for a bad filter.
         """
@@ -72,19 +84,22 @@ class Exchange:
         group = self._groups.get(key)
         if group is None:
             group = self._groups.setdefault(key, _Group(filters.parse(key)))
-        return group.join()
+        subscription = group.join()
+        if time.monotonic() - self._started > LATE_SECONDS:
+            self._late.clear()
+        late = [record for record in self._late if group.filter.match(record.field)]
+        if late:
+            subscription.put(_Chunk(late, sum(record.size for record in late)))
+        return subscription
 
     def waiting(self) -> list[int]:
         """The bytes that wait for each subscriber."""
         return [one.size for group in self._groups.values() for one in group.members]
 
-    def _publish(self, record: _Record) -> None:
+    def _publish(self, record: _Record, *, late: bool) -> None:
         self.published += 1
-        if self._journal is not None and record.envelope.topic.startswith(topics.TASKS):
-            try:
-                self._journal.append(record.encoded)
-            except OSError:  # told twice after a restart is better than not told at all
-                _log.exception("cannot write the event journal")
+        if record.envelope.topic.startswith(topics.TASKS):
+            self._keep(record, late=late)
         for key, group in list(self._groups.items()):
             if not group.members:
                 del self._groups[key]
@@ -92,6 +107,17 @@ class Exchange:
                 group.add(record)
                 if self._handle is None:
                     self._handle = self._soon()
+
+    def _keep(self, record: _Record, *, late: bool) -> None:
+        """Note what was told of a task. Of those of our own, each stands for a shim that died."""
+        if self._journal is not None:
+            try:
+                self._journal.append(record.encoded)
+            except OSError:  # told twice after a restart is better than not told at all
+                _log.exception("cannot write the event journal")
+        recent = late and time.monotonic() - self._started <= LATE_SECONDS
+        if recent and len(self._late) < _LATE:
+            self._late.append(record)
 
     def _soon(self) -> asyncio.Handle:
         loop = asyncio.get_running_loop()

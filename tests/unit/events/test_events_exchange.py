@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from pathlib import Path
 
 import pytest
@@ -257,3 +258,27 @@ async def test_task_events_go_to_the_journal(tmp_path: Path) -> None:
     assert [one for _, one in journal.replay()] == [gone]
     assert journal.exits() == {("ns", "c", "c", 7)}
     journal.close()
+
+
+async def test_who_comes_back_hears_what_happened_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exchange = Exchange()
+    now = time.time_ns()
+    before = envelope(1, topic="/tasks/exit")
+    other = envelope(1, namespace="other", topic="/tasks/exit")
+    instead = envelope(now + 1, topic="/tasks/delete")
+    exchange.forward(before)
+    exchange.forward(other)
+    exchange.publish([instead])  # in place of a shim that died
+    exchange.forward(envelope(now + 10**9, topic="/tasks/start"))
+    exchange.publish([envelope(now, topic="/images/create")])
+    late = exchange.subscribe(["namespace==ns"])
+    assert waiting(late) == [before, instead]
+    after = envelope(2, topic="/tasks/exit")
+    exchange.forward(after)
+    assert waiting(late) == [after]
+    assert waiting(exchange.subscribe()) == [before, other, instead, after]
+    monkeypatch.setattr(exchanges, "LATE_SECONDS", -1.0)
+    exchange.forward(after)
+    assert waiting(exchange.subscribe()) == []
