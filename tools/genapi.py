@@ -82,7 +82,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from google.protobuf.message import REPEATED, Message
+from google.protobuf.message import Message
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import FileDescriptor
