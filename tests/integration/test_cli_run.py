@@ -281,7 +281,6 @@ def test_nobody_takes_the_output(cradle: Cradle) -> None:
         ((IMAGE, "nosuch"), 127, "executable file not found"),
         ((IMAGE, "/etc/passwd"), 126, "permission denied"),
         (("-d", "--rm", IMAGE), 125, "exclude each other"),
-        (("-d", "-i", IMAGE), 125, "exclude each other"),
         (("-it", IMAGE), 125, "the input is no terminal; leave out -t"),
         (("-m", "lots", IMAGE), 1, 'size "lots"'),
         (("-m", "1k", IMAGE), 125, "memory limit"),

@@ -22,6 +22,7 @@ _COMMANDS = {
     "run": ("run", "Run a container of an image."),
     "ps": ("containers", "List containers."),
     "exec": ("run", "Run a further command in a running container."),
+    "attach": ("attach", "Connect this terminal to a running container."),
     "logs": ("logs", "Show what a container started with `run -d` has written."),
     "stop": ("containers", "Stop containers, gently first."),
     "kill": ("containers", "Send a signal to containers."),

@@ -104,14 +104,18 @@ class Container:
                 await snapshots.remove(self.record.snapshot_key)
 
     async def _remove_task(self, *, force: bool) -> None:
+        from cradled.client import stdio
+
         task = await self.task()
-        if (await task.state()).status not in (Status.STOPPED, Status.CREATED):
+        state = await task.state()
+        if state.status not in (Status.STOPPED, Status.CREATED):
             if not force:
                 raise FailedPrecondition(f'container "{self.id}" is running')
             with suppress(NotFound):  # it exits by itself just now
                 await task.kill("KILL", all=True)
             await task.wait()
         await task.delete()
+        stdio.remove(state.stdio, self._session.fifo_dir)
 
     async def _mounts(self) -> Sequence[Mount]:
         record = self.record

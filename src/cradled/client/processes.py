@@ -139,6 +139,12 @@ class Process:
         if pipes is not None:
             await pipes.aclose()
 
+    async def leave(self) -> None:
+        """Close the streams, and let others attach to them."""
+        pipes, self._pipes = self._pipes, None
+        if pipes is not None:
+            await pipes.leave()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -174,17 +180,18 @@ class Task(Process):
         return [pid for pid, _ in await self._session.tasks.pids(self.container_id)]
 
     async def attach(self) -> None:
-        """Open the streams of a task that was started elsewhere.
+        """Open the streams of a task that was started elsewhere: its input and, from now on, its
+        output, be it pipes or a log file. Of pipes, each client reads what the others have not.
 
-        Raises FailedPrecondition when they are not pipes, or gone with their maker.
+        Raises FailedPrecondition when the output goes elsewhere, or is gone with its maker.
         """
         from cradled.client.stdio import Pipes
 
         stdio = (await self.state()).stdio
-        if not stdio.stdout or "://" in stdio.stdout:
-            raise FailedPrecondition(f'output of "{self.container_id}" goes to no pipe')
         try:
-            self._pipes = await Pipes.attach(stdio)
+            self._pipes = await Pipes.attach(stdio, self.wait)
+        except FailedPrecondition as error:
+            raise FailedPrecondition(f'"{self.container_id}": {error.what}') from error
         except OSError as error:
             text = f'streams of "{self.container_id}" are gone: {error.strerror}'
             raise FailedPrecondition(text) from error

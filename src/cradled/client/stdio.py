@@ -4,8 +4,9 @@
 
 The readers are opened before the task is made and never block: a FIFO without a writer is merely
 silent. The shim opens both ends of the outputs, so the container can write whether or not anybody
-reads, and the end is seen when the shim lets go. A client that is killed leaves the directory; it
-lies in the daemon's state, which does not outlive a boot.
+reads, and the end is seen when the shim lets go. A client that goes away leaves the directory to
+the next one, until the container is removed; it lies in the daemon's state, which does not outlive
+a boot.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from cradled import outputs
 from cradled.aio import threads
 from cradled.core.tasks import Stdio
+from cradled.errors import FailedPrecondition
+from cradled.linux import fifo
 
 _LIMIT = 1 << 18
 
@@ -45,6 +50,7 @@ class Pipes:
         self.stderr: asyncio.StreamReader | None = None
         self._directory = directory
         self._transports: list[asyncio.BaseTransport] = []
+        self._follower: asyncio.Task[None] | None = None
 
     @classmethod
     async def make(cls, directory: Path, id: str, streams: Streams) -> Pipes:
@@ -59,50 +65,101 @@ class Pipes:
         return pipes
 
     @classmethod
-    async def attach(cls, stdio: Stdio) -> Pipes:
-        """Open the FIFOs that another client made; theirs are the files."""
+    async def attach(cls, stdio: Stdio, wait: Callable[[], Awaitable[object]]) -> Pipes:
+        """Open the streams that another client made; theirs are the files.
+
+        Output that goes to a log file is read from its present end on, until ``wait`` returns.
+        Raises FailedPrecondition for output that nobody can read, OSError.
+        """
         pipes = cls(None, stdio)
         try:
-            await pipes._open_outputs()
+            scheme, path, _ = outputs.parse(stdio.stdout)
+            if scheme == "file":
+                await pipes._follow(path, wait())
+            elif scheme == "fifo" and path and fifo.is_fifo(path):
+                await pipes._open_outputs()
+            else:
+                raise FailedPrecondition("its output goes to no pipe or file")
             await pipes.connect_stdin()
         except BaseException:
-            await pipes.aclose()
+            await pipes.leave()
             raise
         return pipes
 
     async def connect_stdin(self) -> None:
         """Open the input; the shim must have the other end, as it has once the task is made."""
-        if not self.stdio.stdin:
-            return
-        loop = asyncio.get_running_loop()
-        file = _open(self.stdio.stdin, os.O_WRONLY)
-        transport, protocol = await loop.connect_write_pipe(_protocol, file)
-        self._transports.append(transport)
-        self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+        if self.stdio.stdin:
+            self.stdin = await self._writer(_open(self.stdio.stdin, os.O_WRONLY))
 
     async def aclose(self) -> None:
         """Close all ends and remove the files made here."""
-        for transport in self._transports:
-            transport.close()
-        self._transports.clear()
+        await self.leave()
         if self._directory is not None:
             # At once, not in a thread: three files of a state directory, and a program on its way
             # out would not wait for one.
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def _open_outputs(self) -> None:
-        self.stdout = await self._reader(self.stdio.stdout)
-        self.stderr = await self._reader(self.stdio.stderr)
+    async def leave(self) -> None:
+        """Close all ends; others may attach to the files."""
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            follower.cancel()
+            await asyncio.wait((follower,))
+        for transport in self._transports:
+            transport.close()
+        self._transports.clear()
 
-    async def _reader(self, path: str) -> asyncio.StreamReader | None:
-        if not path:
-            return None
+    async def _open_outputs(self) -> None:
+        self.stdout = await self._open_reader(self.stdio.stdout)
+        self.stderr = await self._open_reader(self.stdio.stderr)
+
+    async def _follow(self, path: str, ended: Awaitable[object]) -> None:
+        """Read a log file that grows, by way of a pipe."""
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.lseek(file, 0, os.SEEK_END)
+        theirs, ours = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.stdout = await self._reader(cast("BinaryIO", os.fdopen(theirs, "rb", buffering=0)))
+        writer = await self._writer(cast("BinaryIO", os.fdopen(ours, "wb", buffering=0)))
+        self._follower = asyncio.ensure_future(_carry(file, ended, writer))
+
+    async def _open_reader(self, path: str) -> asyncio.StreamReader | None:
+        return await self._reader(_open(path, os.O_RDONLY)) if path else None
+
+    async def _reader(self, file: BinaryIO) -> asyncio.StreamReader:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(_LIMIT, loop)
         make: Callable[[], asyncio.BaseProtocol] = lambda: asyncio.StreamReaderProtocol(reader)  # noqa: E731
-        transport, _ = await loop.connect_read_pipe(make, _open(path, os.O_RDONLY))
+        transport, _ = await loop.connect_read_pipe(make, file)
         self._transports.append(transport)
         return reader
+
+    async def _writer(self, file: BinaryIO) -> asyncio.StreamWriter:
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.connect_write_pipe(_protocol, file)
+        self._transports.append(transport)
+        return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+async def _carry(file: int, ended: Awaitable[object], writer: asyncio.StreamWriter) -> None:
+    from cradled.client import growth
+
+    try:
+        async for data in growth.follow(file, ended):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        os.close(file)
+        writer.close()
+
+
+def remove(stdio: Stdio, directory: Path) -> None:
+    """Remove FIFOs that were made below ``directory`` and that no client has removed."""
+    for path in filter(None, (stdio.stdin, stdio.stdout, stdio.stderr)):
+        parent, name = os.path.split(path)
+        with suppress(OSError):
+            if Path(parent).parent == directory and name and fifo.is_fifo(path):
+                os.unlink(path)
+                os.rmdir(parent)  # when it was the last
 
 
 def _protocol() -> asyncio.StreamReaderProtocol:

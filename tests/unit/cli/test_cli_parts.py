@@ -16,6 +16,7 @@ from cradled.cli.app import _COMMANDS
 from cradled.cli.commands.logs import _seek_tail
 from cradled.cli.commands.run import _volume, variables
 from cradled.cli.failures import Failure, advice, run_status, wording
+from cradled.cli.terminal import Detaching
 
 
 def test_rows_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,3 +228,22 @@ def test_version_loads_little() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True
     )
     assert done.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed", "leaves"),
+    [
+        ([b"abc"], b"abc", False),
+        ([b"ab\x10\x11cd"], b"ab", True),
+        ([b"a\x10", b"\x11b"], b"a", True),
+        ([b"\x10", b"x", b"\x11"], b"\x10x\x11", False),
+        ([b"\x10\x10", b"\x11"], b"\x10", True),
+        ([b"\x10", b"\x10", b"\x11"], b"\x10", True),
+        ([b"\x11\x10a"], b"\x11\x10a", False),
+    ],
+)
+def test_keys_to_leave(typed: list[bytes], passed: bytes, leaves: bool) -> None:
+    keys = Detaching()
+    fed = [keys.feed(data) for data in typed]
+    assert b"".join(data for data, _ in fed) == passed
+    assert [left for _, left in fed] == [False] * (len(typed) - 1) + [leaves]

@@ -5,13 +5,19 @@ from pathlib import Path
 import pytest
 
 from cradled.aio import threads
-from cradled.client.stdio import Pipes, Streams
+from cradled.client.stdio import Pipes, Streams, remove
+from cradled.core.tasks import Exit, Stdio
+from cradled.errors import FailedPrecondition
 
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     yield  # type: ignore[misc]
     threads.close()
+
+
+async def never() -> Exit:
+    raise AssertionError("nobody waits for the end where the pipe tells it")
 
 
 def shim_end(path: str) -> int:
@@ -71,7 +77,7 @@ async def test_a_terminal_has_one_output(tmp_path: Path) -> None:
 async def test_attach_uses_the_files_of_another(tmp_path: Path) -> None:
     owner = await Pipes.make(tmp_path, "c", Streams(stderr=False))
     shim = shim_end(owner.stdio.stdout)
-    guest = await Pipes.attach(owner.stdio)
+    guest = await Pipes.attach(owner.stdio, never)
     assert guest.stdout is not None
     os.write(shim, b"x")
     reads = [asyncio.ensure_future(p.stdout.read(1)) for p in (owner, guest) if p.stdout]
@@ -82,6 +88,47 @@ async def test_attach_uses_the_files_of_another(tmp_path: Path) -> None:
     await guest.aclose()
     assert Path(owner.stdio.stdout).is_fifo()
     await owner.aclose()
+
+
+async def test_attach_reads_a_log_from_now_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"before")
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    pipes = await Pipes.attach(Stdio(stdout=log.as_uri(), stderr=log.as_uri()), lambda: ended)
+    assert pipes.stdout is not None
+    assert pipes.stderr is None
+    data = os.urandom(1 << 20)
+    log.write_bytes(b"before" + data)
+    assert await pipes.stdout.readexactly(len(data)) == data
+    log.write_bytes(b"before" + data + b"last")
+    ended.set_result(None)
+    assert await pipes.stdout.read() == b"last"
+    await pipes.leave()
+
+
+@pytest.mark.parametrize("stdout", ["", "binary:///logger", "/dev/null"])
+async def test_nobody_can_read_the_output(stdout: str) -> None:
+    with pytest.raises(FailedPrecondition, match="no pipe or file"):
+        await Pipes.attach(Stdio(stdout=stdout), never)
+
+
+async def test_who_leaves_leaves_the_files_to_others(tmp_path: Path) -> None:
+    pipes = await Pipes.make(tmp_path, "c", Streams(stdin=True))
+    await pipes.leave()
+    assert Path(pipes.stdio.stdout).is_fifo()
+    remove(pipes.stdio, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_fifos_of_our_directory_are_removed(tmp_path: Path) -> None:
+    fifos, other = tmp_path / "fifos", tmp_path / "other"
+    (fifos / "a").mkdir(parents=True)
+    other.mkdir()
+    (fifos / "a" / "file").touch()
+    os.mkfifo(other / "pipe")
+    remove(Stdio(str(fifos / "a" / "file"), str(other / "pipe"), str(fifos / "no" / "pipe")), fifos)
+    assert (fifos / "a" / "file").exists()
+    assert (other / "pipe").exists()
 
 
 async def test_input_without_a_shim_fails(tmp_path: Path) -> None:

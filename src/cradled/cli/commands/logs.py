@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -16,14 +15,13 @@ from cradled.cli import ondemand
 from cradled.cli.app import App, Command
 from cradled.cli.failures import Failure
 from cradled.cli.output import print_json
-from cradled.client import Client, Container, Task
+from cradled.client import Client, Container, Task, growth
 from cradled.errors import NotFound
 
 LOG_LABEL = "cradle/log"
 """Label of a container: the file its output goes to."""
 
 _CHUNK = 1 << 16
-_LOOK_AGAIN = 0.1  # seconds between looks at a file that grows
 
 
 def log_path(namespace: str, name: str) -> Path:
@@ -69,22 +67,15 @@ def logs(app: App, name: str, follow: bool, tail: int | None) -> None:
 
 def _open(name: str, path: str) -> BinaryIO:
     try:
-        return open(path, "rb")
+        return open(path, "rb", buffering=0)
     except FileNotFoundError:
         raise Failure(f'the log of "{name}" is gone: {path}') from None
 
 
 async def _follow(file: BinaryIO, task: Task) -> None:
-    exited = asyncio.ensure_future(task.wait())
-    try:
-        while not exited.done():
-            await asyncio.wait((exited,), timeout=_LOOK_AGAIN)
-            _copy(file)
-        await asyncio.sleep(_LOOK_AGAIN)  # what the shim still had in hand
-        _copy(file)
-        exited.result()
-    finally:
-        exited.cancel()
+    async for data in growth.follow(file.fileno(), task.wait()):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def _copy(file: BinaryIO) -> None:

@@ -12,6 +12,7 @@ import click
 
 from cradled.cli import terminal
 from cradled.cli.app import App, Command
+from cradled.cli.commands.attach import farewell
 from cradled.cli.commands.logs import LOG_LABEL, log_path
 from cradled.cli.failures import Failure, advice, run_status, wording
 from cradled.cli.output import print_json
@@ -67,7 +68,7 @@ def _options(flags: dict[str, Any]) -> Options:
 
 @click.command("run", cls=Command, context_settings=_COMMAND_LINE)
 @click.option("-i", "--interactive", is_flag=True, help="Give it this command's input.")
-@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal; ctrl-p ctrl-q leaves it.")
 @click.option("-d", "--detach", is_flag=True, help="Leave it running; output goes to its log.")
 @click.option("--rm", "remove", is_flag=True, help="Remove it when it has exited.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable.")
@@ -101,7 +102,7 @@ def run(app: App, /, image: str, args: tuple[str, ...], **flags: Any) -> int:
 
     async def main(client: Client) -> int:
         if flags["detach"]:
-            return await _run_detached(app, client, image, args, flags["name"], options)
+            return await _run_detached(app, client, image, args, flags, options)
         container = await client.containers.create(image, args, name=flags["name"], **options)
         return await _run_here(app, container, flags)
 
@@ -115,9 +116,8 @@ def _check_run(flags: dict[str, Any]) -> None:
             "leave one out; `cradle rm` removes a container",
             125,
         )
-    if flags["detach"] and flags["interactive"]:
-        raise Failure("-d and -i exclude each other: nobody is left to type", "leave one out", 125)
-    _check_terminal(tty=flags["tty"], interactive=flags["interactive"])
+    if not flags["detach"]:
+        _check_terminal(tty=flags["tty"], interactive=flags["interactive"])
 
 
 def _check_terminal(*, tty: bool, interactive: bool) -> None:
@@ -134,14 +134,20 @@ def _guarded(app: App, main: Any) -> int:
 
 
 async def _run_detached(
-    app: App, client: Client, image: str, args: Sequence[str], name: str, options: Options
+    app: App,
+    client: Client,
+    image: str,
+    args: Sequence[str],
+    flags: dict[str, Any],
+    options: Options,
 ) -> int:
-    name = name or names.generate()
+    name = flags["name"] or names.generate()
     path = log_path(app.namespace, name)
     options["labels"] = {LOG_LABEL: str(path)}
     container = await client.containers.create(image, args, name=name, **options)
     try:
-        task = await container.start(output=path)
+        task = await container.start(stdin=flags["interactive"], output=path)
+        await task.leave()  # its input is for who attaches
     except BaseException:
         await container.remove(force=True)
         raise
@@ -162,7 +168,16 @@ async def _run_here(app: App, container: Container, flags: dict[str, Any]) -> in
         async with task:
             if app.json and not flags["tty"]:
                 return await _run_to_json(container, task)
-            return await terminal.follow(task, stdin=flags["interactive"], tty=flags["tty"])
+            try:
+                return await terminal.follow(
+                    task,
+                    stdin=flags["interactive"],
+                    tty=flags["tty"],
+                    detachable=not flags["remove"],  # or nobody would be left to remove it
+                )
+            except terminal.Detached:
+                await task.leave()
+                return farewell(container.id)
     finally:
         if flags["remove"]:
             with suppress(NotFound), terminal.uninterrupted():
