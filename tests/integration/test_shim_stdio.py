@@ -233,6 +233,7 @@ def test_output_that_does_not_end_holds_deletion_up_for_a_while_only(
                stdout=more.paths["terminal"])  # fmt: skip
     eventually(lambda: _is_blocked(hasty.state("unread").pid))
     hasty.call("Kill", id="unread", signal=9)
+    assert hasty.wait("unread") == 137
     for exec_id in ("pipe", "tty"):
         assert hasty.wait("kept", exec_id) == 0
     channel = Channel(hasty.path)
