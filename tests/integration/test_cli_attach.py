@@ -102,8 +102,8 @@ def test_input_of_a_service(cradle: Cradle) -> None:
         process.stdin.write(line)
         process.stdin.close()
         assert process.stdout.readline() == line
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        process.terminate()  # an interrupt may be ignored where the tests were started
+        assert process.wait(30) in (143, -signal.SIGTERM)
         process.stdout.close()
     assert cradle.ok("ps", "-q") == "box\n"
     assert cradle.ok("logs", "box") == "one\ntwo\n"
