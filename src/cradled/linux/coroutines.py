@@ -53,6 +53,11 @@ class Future:
             self._error = error
             self._finish()
 
+    def revoke(self, error: BaseException) -> None:
+        """Deliver an exception, also to who was woken but has not run yet."""
+        self._error = error
+        self.fail(error)
+
     def then(self, callback: Callable[[Future], None]) -> None:
         """Call ``callback`` with this future when it is done; at once if it is."""
         if self.done:
@@ -170,7 +175,7 @@ class Loop:
             self._epoll.unregister(fd)
             for waiter in waiters:
                 if waiter is not None:
-                    waiter.fail(Closed())
+                    waiter.revoke(Closed())
         os.close(fd)
 
     async def write(self, fd: int, data: bytes) -> None:
@@ -220,12 +225,15 @@ class Loop:
         except PermissionError:  # a regular file: never blocks
             del self._waiters[fd]
             future.set()
+        except OSError:  # of the next descriptor of that number this must not be known
+            del self._waiters[fd]
+            raise
         return future
 
     def _rearm(self, fd: int, waiters: list[Future | None]) -> None:
         events = EPOLLONESHOT
         for interest, waiter in zip(_INTEREST, waiters, strict=True):
-            if waiter is not None:
+            if waiter is not None and not waiter.done:
                 events |= interest
         self._epoll.modify(fd, events)
 
@@ -250,10 +258,9 @@ class Loop:
         left = False
         for slot, interest in enumerate(_INTEREST):
             waiter = waiters[slot]
-            if waiter is None:
+            if waiter is None or waiter.done:  # who was woken is kept, for close to reach
                 continue
             if events & (interest | _FAILED):
-                waiters[slot] = None
                 waiter.set()
             else:
                 left = True

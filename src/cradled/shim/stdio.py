@@ -228,8 +228,10 @@ class Streams:
 
     async def _pump(self, source: int, sink: int, move: Move) -> None:
         try:
-            while await move(self._loop, source, sink):
-                pass
+            while source in self._open:  # closed before this had begun, the number is another's
+                await self._loop.readable(source)
+                if not await move(self._loop, source, sink):
+                    break
         except (OSError, Closed):
             pass  # the other side is gone, for a terminal that is its end
         self._close(source)
@@ -237,7 +239,6 @@ class Streams:
 
     async def _write_aside(self, loop: Loop, source: int, sink: int) -> bool:
         """Move what comes into a file."""
-        await loop.readable(source)
         lent = {source, sink}
         self._lent |= lent
         try:
@@ -261,7 +262,6 @@ def _reason(error: OSError, action: str = "open") -> str:
 
 async def _splice(loop: Loop, source: int, sink: int) -> bool:
     """Move what is there out of a pipe, without a copy."""
-    await loop.readable(source)
     moved = 0
     for _ in range(_BURST):
         try:
@@ -280,7 +280,6 @@ async def _splice(loop: Loop, source: int, sink: int) -> bool:
 
 async def _copy(loop: Loop, source: int, sink: int) -> bool:
     """Move what is there, where the kernel splices nothing: into a terminal and out of it."""
-    await loop.readable(source)
     try:
         data = os.read(source, _CHUNK)
     except BlockingIOError:

@@ -219,3 +219,38 @@ def test_a_lock_is_held_in_order() -> None:
 
     run(main)
     assert "".join(order) == "aabbcc"
+
+
+def test_a_descriptor_closed_between_waking_and_running(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """Its number may be another's by then: who waited must not go on to use it."""
+
+    async def main(loop: Loop) -> str:
+        fd = os.dup(pair[0].fileno())
+        woken = loop.readable(fd)
+        woken.then(lambda _: loop.close(fd))
+        pair[1].send(b"x")
+        try:
+            await woken
+        except Closed:
+            return "closed"
+        return "woken"
+
+    assert result(main) == "closed"
+
+
+def test_a_failed_wait_is_not_remembered(pair: tuple[socket.socket, socket.socket]) -> None:
+    async def main(loop: Loop) -> bytes:
+        fd = os.dup(pair[0].fileno())
+        os.close(fd)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            loop.readable(fd)
+        os.dup2(pair[0].fileno(), fd)  # another descriptor of the same number
+        pair[1].send(b"x")
+        await loop.readable(fd)
+        data = os.read(fd, 10)
+        loop.close(fd)
+        return data
+
+    assert result(main) == b"x"
