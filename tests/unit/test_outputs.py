@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from harness.corpus import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,7 @@ def test_malformed_paths(path: str) -> None:
         parse(f"file://{path}")
 
 
+@fuzz(200)
 @given(st.text() | st.text("binary-v2:/?&=#;%+1aF\0").map("file:".__add__))
 def test_any_text_is_read_or_refused(uri: str) -> None:
     try:
@@ -55,6 +57,7 @@ def test_any_text_is_read_or_refused(uri: str) -> None:
         assert not any("\0" in word and "\0" not in uri for word in (path, *words))
 
 
+@fuzz(200)
 @given(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
     st.dictionaries(*2 * [st.text(st.characters(exclude_categories=["Cs"]))]),
