@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -58,9 +57,7 @@ class Runtime:
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> Client:
-        from cradled.client.client import Client
         from cradled.daemon.app import App
-        from cradled.rpc.inprocess import InProcess
 
         config = self._config
         listeners.make_directory(config.root, 0o700, "root")
@@ -68,5 +65,4 @@ class Runtime:
         for directory, what in ((config.root, "root"), (config.state, "state")):
             stack.callback(os.close, listeners.hold(directory, what))
         app = await stack.enter_async_context(App(config))
-        fifos = Path(config.state, "fifo")
-        return Client(InProcess(app.router), fifo_dir=fifos, namespace=self._namespace)
+        return app.client().within(self._namespace)

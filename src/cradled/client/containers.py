@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cradled.client.stdio import Pipes
     from cradled.core.images import Image
 
-Output = Literal["pipe", "null"] | Path
+Output = Literal["pipe", "null"] | Path | str
+"""Pipes of this process, nothing, a file, or a URI such as ``binary:///bin/logger?tag=x``."""
 
 
 class Container:
@@ -47,10 +48,10 @@ class Container:
         return json.loads(self.record.spec.value) if self.record.spec else {}
 
     async def start(self, *, stdin: bool = False, output: Output = "pipe") -> Task:
-        """Run it. Output goes to pipes of this process, to a file, or nowhere.
+        """Run it. Output goes to pipes of this process, to a file or logger, or nowhere.
 
         A file is appended to by the shim, whatever becomes of this process, and takes both
-        standard output and error. Raises AlreadyExists while there is a task.
+        standard output and error, as a logger does. Raises AlreadyExists while there is a task.
         """
         task = await self.create_task(stdin=stdin, output=output)
         try:
@@ -169,7 +170,7 @@ class Containers:
 
 def _stdio(pipes: Pipes | None, output: Output, *, terminal: bool) -> Stdio:
     stdio = pipes.stdio if pipes else Stdio(terminal=terminal)
-    if isinstance(output, Path):
-        uri = output.absolute().as_uri()
-        return Stdio(stdio.stdin, uri, "" if terminal else uri, terminal)
-    return stdio
+    if output in ("pipe", "null"):
+        return stdio
+    uri = output.absolute().as_uri() if isinstance(output, Path) else output
+    return Stdio(stdio.stdin, uri, "" if terminal else uri, terminal)

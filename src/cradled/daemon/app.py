@@ -26,6 +26,7 @@ from cradled.rpc.service import Router
 from cradled.rpc.ttrpc_server import TtrpcServer
 
 if TYPE_CHECKING:
+    from cradled.client.client import Client
     from cradled.core.access import Policy
     from cradled.rpc.guard import Guard
 
@@ -62,6 +63,7 @@ class App:
             "stream_processors": config.stream_processors,
             "sections": config.plugins,
             "timeout": config.timeout,
+            "client": self.client,
         }
         self.observer = Observer()
         self.router = Router(self.observer.wrap)
@@ -92,6 +94,15 @@ class App:
         if plugin.error is not None:
             raise LookupError(f"no plugin {type}.{id}: {plugin.error}")
         return plugin.instance
+
+    def client(self) -> Client:
+        """A client in this process, which no policy restrains."""
+        from pathlib import Path
+
+        from cradled.client.client import Client
+        from cradled.rpc.inprocess import InProcess
+
+        return Client(InProcess(self.router), fifo_dir=Path(self._config.state, "fifo"))
 
     def reload(self) -> None:
         """Read again what can be changed while the daemon runs: policies."""
@@ -135,6 +146,9 @@ class App:
         await server.serve(events)
         self._stack.push_async_callback(server.stop, STOP_GRACE)
         self.get(t.GC, "scheduler").start()
+        restarts = self.plugins.get((t.CONTAINER_MONITOR, "restart"))
+        if restarts is not None and restarts.error is None:
+            restarts.instance.start()
 
     def _guard(self) -> None:
         """Raises PluginError where a policy is configured and cannot be used."""

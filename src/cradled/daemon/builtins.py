@@ -21,6 +21,7 @@ from cradled.plugin.types import InitContext, Late, Registration, SkipPlugin
 from cradled.version import REVISION, SERVER_VERSION
 
 _LEFTOVERS_SECONDS = 10.0
+_RESTART_SECONDS = 10.0
 
 Served = list[tuple[Any, object]]
 
@@ -29,6 +30,7 @@ _DEPRECATIONS = (t.WARNING, "deprecations")
 _DIFFERS = (t.SERVICE, "diff-service")
 _EXCHANGE = (t.EVENT, "exchange")
 _GC = (t.GC, "scheduler")
+_RESTARTS = (t.CONTAINER_MONITOR, "restart")
 _JOURNAL = (t.JOURNAL, "tasks")
 _SHIMS = (t.SHIM, "manager")
 _STREAMS = (t.STREAMING, "manager")
@@ -257,6 +259,18 @@ async def _tasks(context: InitContext) -> Any:
     context.export("log-uri-schemes", "fifo,binary,file")
     await manager.recover(context.get(*_JOURNAL).exits())
     return manager
+
+
+async def _restarts(context: InitContext) -> Any:
+    from cradled.core.restart import NAMES
+    from cradled.daemon.restart_gate import Gate
+
+    config: sections.RestartMonitor = context.config
+    interval = durations.seconds(config.interval) or _RESTART_SECONDS
+    context.plugin.capabilities.extend(NAMES)
+    gate = Gate(context.get(*_DB), context.get(*_EXCHANGE), context.properties["client"], interval)
+    context.stack.push_async_callback(gate.aclose)
+    return gate
 
 
 async def _workers(context: InitContext) -> Any:
@@ -527,6 +541,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _service("namespaces", t.EVENT, t.METADATA),
     _service("snapshots", t.METADATA),
     _service("tasks", t.EVENT, t.RUNTIME, t.METADATA, t.TASK_MONITOR, t.WARNING),
+    Registration(*_RESTARTS, (t.EVENT, t.SERVICE), init=_restarts, config=sections.RestartMonitor),
     Registration(*_DIFFERS, (t.METADATA, t.DIFFER), init=_differs, config=sections.Diff),
     _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
     _served("content", ".convert.blobs:SERVED", "content:ContentService", _DB),

@@ -37,6 +37,9 @@ async def until(app: App, grpc: GrpcServer, stop: asyncio.Event, seconds: float)
 
 
 async def _something_runs(app: App) -> bool:
+    restarts = app.plugins.get((t.CONTAINER_MONITOR, "restart"))
+    if restarts is not None and restarts.error is None and restarts.instance.busy:
+        return True
     db, tasks = app.get(t.METADATA, "bolt"), app.get(t.RUNTIME, "task")
     for namespace, _ in await db.namespaces.list():
         for process in await tasks.list(Scope(namespace)):

@@ -41,7 +41,6 @@ _ABSENT = (
     Registration(t.SANDBOX_CONTROLLER, "shim", (t.SHIM, t.EVENT)),
     Registration(t.GRPC, "sandbox-controllers", (t.POD_SANDBOX, t.SANDBOX_CONTROLLER, t.EVENT)),
     Registration(t.GRPC, "cri", (t.CRI, t.POD_SANDBOX, t.SANDBOX_CONTROLLER, t.NRI, t.EVENT)),
-    Registration(t.CONTAINER_MONITOR, "restart", (t.EVENT, t.SERVICE)),
     Registration(t.METRICS, "grpc-otel", (t.GRPC,)),
 )
 

@@ -122,6 +122,12 @@ class ShimManager(NamedTuple):
     binary_name: str = ""
 
 
+class RestartMonitor(NamedTuple):
+    """``interval``: between looks at all containers; 0 is the usual one."""
+
+    interval: Duration = "10s"
+
+
 class Diff(NamedTuple):
     default: tuple[str, ...] = ("walking",)
     sync_fs: bool = False

@@ -24,7 +24,11 @@ from cradled.core.values import AnyValue, Labels
 Event = tuple[str, AnyValue]
 
 TASKS = "/tasks/"
+TASK_DELETE = "/tasks/delete"
 TASK_EXIT = "/tasks/exit"
+CONTAINER_CREATE = "/containers/create"
+CONTAINER_DELETE = "/containers/delete"
+CONTAINER_UPDATE = "/containers/update"
 
 _KINDS = ("Container", "Content", "Image", "Namespace", "Snapshot", "Task", "Sandbox")
 
@@ -38,7 +42,7 @@ def container_created(container: Container) -> Event:
             name=runtime.name, options=optional_any_to_proto(runtime.options)
         ),
     )
-    return _event("/containers/create", message)
+    return _event(CONTAINER_CREATE, message)
 
 
 def container_updated(container: Container) -> Event:
@@ -48,11 +52,11 @@ def container_updated(container: Container) -> Event:
         labels=container.labels,
         snapshot_key=container.snapshot_key,
     )
-    return _event("/containers/update", message)
+    return _event(CONTAINER_UPDATE, message)
 
 
 def container_deleted(container_id: str) -> Event:
-    return _event("/containers/delete", pb.ContainerDelete(id=container_id))
+    return _event(CONTAINER_DELETE, pb.ContainerDelete(id=container_id))
 
 
 def content_created(digest: str, size: int) -> Event:
@@ -140,7 +144,7 @@ def task_deleted(container_id: str, process_id: str, end: Exit) -> Event:
         exit_status=end.status,
         exited_at=timestamp(end.exited_at),
     )
-    return _event("/tasks/delete", message)
+    return _event(TASK_DELETE, message)
 
 
 def sandbox_created(sandbox_id: str) -> Event:

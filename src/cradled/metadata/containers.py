@@ -48,6 +48,14 @@ class Containers:
         record: bytes = row[0]
         return record
 
+    async def has_label(self, container_id: str, label: str, /) -> bool:
+        """Whether a container has a label; False for one that is not there."""
+        row = self._engine.one(
+            "SELECT labels FROM containers WHERE namespace=? AND id=?",
+            (self._namespace, container_id),
+        )
+        return row is not None and as_stored(label) in row[0]
+
     async def list(self, filters: Sequence[str] = (), /) -> builtins.list[Container]:
         """Those that a filter selects, by id. Raises InvalidArgument for a bad filter."""
         return [convert.decode(record) for record in await self.list_records(filters)]
@@ -138,6 +146,11 @@ class Containers:
 
     def _missing(self, container_id: str) -> NotFound:
         return NotFound(f"container {quote(container_id)} in namespace {quote(self._namespace)}")
+
+
+def as_stored(label: str) -> str:
+    """How a label's key, of characters that JSON leaves as they are, begins in a column."""
+    return f'"{label}":'
 
 
 def _row(namespace: str, container: Container) -> tuple[Any, ...]:

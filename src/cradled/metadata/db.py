@@ -16,7 +16,7 @@ from cradled.core.events import Publisher
 from cradled.core.scope import Scope
 from cradled.core.snapshots import Snapshotter
 from cradled.errors import InvalidArgument
-from cradled.metadata import content, snapshots
+from cradled.metadata import containers, content, snapshots
 from cradled.metadata.backend_names import BackendNames
 from cradled.metadata.containers import Containers
 from cradled.metadata.content import Content
@@ -82,6 +82,12 @@ class Database:
     def scoped(self, scope: Scope, /) -> ScopedDatabase:
         """The stores as this namespace sees them, what is made joining the scope's lease."""
         return ScopedDatabase(self, scope)
+
+    async def any_container_with(self, label: str, /) -> bool:
+        """Whether a container of any namespace has a label."""
+        text = containers.as_stored(label)
+        sql = "SELECT labels FROM containers"
+        return bool(await self.engine.scan(sql, (), lambda row: True if text in row[0] else None))
 
     def collection(self) -> Collection:
         """A new garbage collection (see ``gc.scheduler``)."""
