@@ -359,6 +359,6 @@ def test_table_on_a_terminal(cradle: Cradle) -> None:
     assert process.wait(60) == 0
     lines = os.read(controller, 65536).decode().splitlines()
     os.close(controller)
-    assert lines[0].split() == ["NAME", "IMAGE", "COMMAND", "STATE", "PID", "CREATED"]
+    assert lines[0].split() == ["NAME", "IMAGE", "COMMAND", "STATE", "PID", "CREATED", "RESTARTS"]
     assert lines[1].split()[0] == "box"
     assert lines[0].index("IMAGE") == lines[1].index("busybox")

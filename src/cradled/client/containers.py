@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,14 +14,21 @@ from cradled.client.processes import Task
 from cradled.client.session import Session
 from cradled.core.containers import Container as Record
 from cradled.core.mount import Mount
-from cradled.core.tasks import CreateTask, Status, Stdio
+from cradled.core.restart import POLICY, STATUS
+from cradled.core.tasks import CreateTask, Process, Status, Stdio
 from cradled.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
+    from cradled.client.changes import Limits
     from cradled.client.images import Images
     from cradled.client.options import Options
     from cradled.client.stdio import Pipes
     from cradled.core.images import Image
+    from cradled.core.usage import Usage
+
+STOP_SECONDS = 10.0
+STOP_SIGNAL = "io.containerd.image.config.stop-signal"
+"""Label with the signal that an image asks for."""
 
 Output = Literal["pipe", "null"] | Path | str
 """Pipes of this process, nothing, a file, or a URI such as ``binary:///bin/logger?tag=x``."""
@@ -51,11 +59,13 @@ class Container:
         """Run it. Output goes to pipes of this process, to a file or logger, or nowhere.
 
         A file is appended to by the shim, whatever becomes of this process, and takes both
-        standard output and error, as a logger does. Raises AlreadyExists while there is a task.
+        standard output and error, as a logger does. A container with a restart policy is kept
+        running from now on. Raises AlreadyExists while there is a task.
         """
         task = await self.create_task(stdin=stdin, output=output)
         try:
             await task.start()
+            await self._begin_supervision(output)
         except BaseException:
             with suppress(NotFound, FailedPrecondition):
                 await task.delete()
@@ -91,32 +101,84 @@ class Container:
         task.pid = (await task.state()).pid
         return task
 
+    async def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Stop it: by the signal that its image asks for (TERM), after so many seconds by KILL.
+
+        It stays stopped, whatever its restart policy.
+        """
+        await self._end_supervision()
+        with suppress(NotFound):  # no task, or one that has exited: stopped it is
+            task = await self.task()
+            if (await task.state()).status == Status.PAUSED:
+                await task.resume()  # or it could not act on the signal
+            await task.kill(self.record.labels.get(STOP_SIGNAL, "TERM"))
+            try:
+                async with asyncio.timeout(seconds):
+                    await task.wait()
+            except TimeoutError:
+                await task.kill("KILL", all=True)
+                await task.wait()
+
+    async def update(self, **limits: Unpack[Limits]) -> None:
+        """Change limits and the restart policy, at once if it runs, and for when it runs again.
+
+        Raises InvalidArgument.
+        """
+        from cradled.client import changes
+
+        self.record = await changes.change(self._session, self.record, limits)
+
+    async def label(self, key: str, value: str) -> None:
+        """Set a label; an empty value removes it."""
+        from cradled.client import supervision
+
+        self.record = await supervision.set_labels(self._session, self.record, {key: value})
+
     async def remove(self, *, force: bool = False) -> None:
         """Delete the task, the container and its file system.
 
         Raises FailedPrecondition while it runs, unless ``force``, which kills it.
         """
-        with suppress(NotFound):
-            await self._remove_task(force=force)
+        try:
+            state = await self._session.tasks.get(self.id)
+        except NotFound:
+            state = None
+        alive = state is not None and state.status not in (Status.STOPPED, Status.CREATED)
+        if alive and not force:
+            raise FailedPrecondition(f'container "{self.id}" is running')
+        await self._end_supervision()
+        if state is not None:
+            with suppress(NotFound):
+                await self._remove_task(state, alive=alive)
         await self._session.containers.delete(self.id)
         if self.record.snapshot_key:
             with suppress(NotFound):
                 snapshots = self._session.snapshots(self.record.snapshotter)
                 await snapshots.remove(self.record.snapshot_key)
 
-    async def _remove_task(self, *, force: bool) -> None:
+    async def _remove_task(self, state: Process, *, alive: bool) -> None:
         from cradled.client import stdio
 
-        task = await self.task()
-        state = await task.state()
-        if state.status not in (Status.STOPPED, Status.CREATED):
-            if not force:
-                raise FailedPrecondition(f'container "{self.id}" is running')
+        task = Task(self._session, self.record)
+        if alive:
             with suppress(NotFound):  # it exits by itself just now
                 await task.kill("KILL", all=True)
             await task.wait()
         await task.delete()
         stdio.remove(state.stdio, self._session.fifo_dir)
+
+    async def _begin_supervision(self, output: Output) -> None:
+        if POLICY in self.record.labels:
+            from cradled.client import supervision
+
+            uri = _stdio(None, output, terminal=False).stdout
+            self.record = await supervision.begin(self._session, self.record, uri)
+
+    async def _end_supervision(self) -> None:
+        if STATUS in self.record.labels:
+            from cradled.client import supervision
+
+            self.record = await supervision.end(self._session, self.record)
 
     async def _mounts(self) -> Sequence[Mount]:
         record = self.record
@@ -146,6 +208,13 @@ class Containers:
     async def get(self, id: str) -> Container:
         """Raises NotFound."""
         return Container(self._session, await self._session.containers.get(id))
+
+    async def usage(self, *ids: str) -> dict[str, Usage]:
+        """What containers use that run, by id; of all, or of those that are named."""
+        from cradled.convert import usage
+
+        found = await self._session.tasks.metrics([f'id=="{id}"' for id in ids])
+        return {id: usage.from_any(measured, time) for id, time, measured in found}
 
     async def create(
         self,

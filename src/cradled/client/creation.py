@@ -8,17 +8,17 @@ from contextlib import suppress
 
 from cradled import identifiers
 from cradled.client import names
+from cradled.client.containers import STOP_SIGNAL
 from cradled.client.images import Contents, Images
 from cradled.client.options import Options, make_spec
 from cradled.client.session import Session
+from cradled.core import restart
 from cradled.core.containers import Container, Runtime
 from cradled.core.images import Image
 from cradled.core.mount import Mount
 from cradled.core.values import AnyValue
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
 from cradled.oci import spec
-
-STOP_SIGNAL = "io.containerd.image.config.stop-signal"
 
 
 async def create(
@@ -77,6 +77,9 @@ async def _record(
     labels = {k: v for k, v in (run.labels or {}).items() if _is_label(k, v)}
     if run.stop_signal:
         labels[STOP_SIGNAL] = run.stop_signal
+    policy = restart.Policy.parse(options.get("restart") or "no")
+    if policy.name != "no":
+        labels[restart.POLICY] = str(policy)
     return Container(
         id=id,
         labels={**labels, **options.get("labels", {})},

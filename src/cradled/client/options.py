@@ -22,9 +22,11 @@ _MAX_HOSTNAME = 64
 class Options(TypedDict, total=False):
     """How a container differs from what its image and the default say.
 
-    ``mounts`` are ``/source:/destination[:ro]``; ``memory`` is in bytes, ``cpus`` in processors;
+    ``mounts`` are ``/source:/destination[:ro]``; ``memory`` is in bytes, ``cpus`` in processors,
+    ``pids`` the number of processes;
     ``user`` is ``name|uid[:group|gid]``; ``net`` is ``none`` (loopback only) or ``host``.
-    ``spec`` are options of ``cradled.oci.spec``, applied last.
+    ``restart`` is ``no``, ``always``, ``unless-stopped`` or ``on-failure[:N]``: whether it is run
+    again when it has exited. ``spec`` are options of ``cradled.oci.spec``, applied last.
     """
 
     env: Mapping[str, str] | Sequence[str]
@@ -35,6 +37,8 @@ class Options(TypedDict, total=False):
     hostname: str
     memory: int
     cpus: float
+    pids: int
+    restart: str
     read_only: bool
     privileged: bool
     net: Literal["none", "host"]
@@ -129,6 +133,8 @@ def _limits(options: Options) -> list[spec.Option]:
         chosen.append(spec.memory(options["memory"]))
     if "cpus" in options:
         chosen.append(spec.cpus(options["cpus"]))
+    if "pids" in options:
+        chosen.append(spec.pids(options["pids"]))
     if options.get("read_only"):
         chosen.append(spec.read_only())
     return chosen

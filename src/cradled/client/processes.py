@@ -179,6 +179,13 @@ class Task(Process):
         """All processes of the container, as the host numbers them."""
         return [pid for pid, _ in await self._session.tasks.pids(self.container_id)]
 
+    async def processes(self) -> list[tuple[int, str]]:
+        """All processes, with the id of the exec that one is; empty for all others."""
+        from cradled.convert.tasks import exec_id
+
+        found = await self._session.tasks.pids(self.container_id)
+        return [(pid, exec_id(details)) for pid, details in found]
+
     async def attach(self) -> None:
         """Open the streams of a task that was started elsewhere: its input and, from now on, its
         output, be it pipes or a log file. Of pipes, each client reads what the others have not.

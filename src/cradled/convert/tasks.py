@@ -6,6 +6,7 @@ an absent one into 1970.
 
 from __future__ import annotations
 
+from cradled.api import runc_options_pb2
 from cradled.api import task_types_pb2 as types_pb
 from cradled.api import tasks_pb2 as pb
 from cradled.convert import mounts
@@ -18,6 +19,7 @@ from cradled.convert.values import (
     timestamp_or_never,
 )
 from cradled.core.tasks import CreateTask, Exit, Process, Status, Stdio
+from cradled.core.values import AnyValue
 
 _STATUSES = {status.value: status for status in Status}
 
@@ -93,3 +95,12 @@ def exit_to_proto(end: Exit, exec_id: str = "") -> pb.DeleteResponse:
 
 def exit_from_proto(message: pb.DeleteResponse) -> Exit:
     return Exit(message.pid, message.exit_status, nanoseconds(message.exited_at))
+
+
+def exec_id(details: AnyValue | None) -> str:
+    """Of what a shim says of a process: the exec that it is; empty for all others."""
+    message = runc_options_pb2.ProcessDetails
+    if details is None or not details.type_url.endswith(message.DESCRIPTOR.full_name):
+        return ""
+    found: str = message.FromString(details.value).exec_id
+    return found

@@ -11,15 +11,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from cradled.client.client import Client
 from cradled.client.containers import Container
+from cradled.client.supervision import set_labels
 from cradled.core.containers import Container as Record
-from cradled.core.restart import COUNT, LOG_URI, PENDING, STATUS, Verdict, judge, restarts
+from cradled.core.restart import (
+    COUNT,
+    EXPLICITLY_STOPPED,
+    LOG_URI,
+    PENDING,
+    STATUS,
+    Verdict,
+    judge,
+    restarts,
+)
 from cradled.core.tasks import Process, Status
 from cradled.errors import AlreadyExists, Error, InvalidArgument, NotFound
 from cradled.events import topics
@@ -276,23 +285,19 @@ class Monitor:
         return True
 
     async def _start(self, client: Client, container: Container, task: Process | None) -> None:
-        record = container.record
-        labels = {**record.labels, COUNT: str(restarts(record.labels) + 1), PENDING: "1"}
-        await _set_labels(client, record, labels, (COUNT, PENDING))
-        log.info('restarting container "%s" in "%s"', record.id, client.session.scope.namespace)
+        labels = container.record.labels
+        begun = {COUNT: str(restarts(labels) + 1), PENDING: "1"}
+        await set_labels(client.session, container.record, begun)
+        log.info('restarting container "%s" in "%s"', container.id, client.session.scope.namespace)
         if task is not None:
             with suppress(NotFound):
                 await _end(container)
         with suppress(AlreadyExists):  # a client was faster
-            await container.start(output=record.labels.get(LOG_URI) or "null")
-        await _set_labels(client, record, {**labels, PENDING: ""}, (PENDING,))
-
-
-async def _set_labels(
-    client: Client, record: Record, labels: Mapping[str, str], changed: Sequence[str]
-) -> None:
-    paths = [f"labels.{label}" for label in changed]
-    await client.session.containers.update(replace(record, labels=labels), paths)
+            made = await container.create_task(output=labels.get(LOG_URI) or "null")
+            await made.start()
+        now = await set_labels(client.session, container.record, {PENDING: ""})
+        if STATUS not in now.labels and EXPLICITLY_STOPPED in now.labels:  # stopped meanwhile
+            await _end(container)
 
 
 async def _end(container: Container) -> None:

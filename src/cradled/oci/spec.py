@@ -21,6 +21,7 @@ Spec = dict[str, Any]
 Option = Callable[[Spec], None]
 
 TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+RESOURCES_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 PROCESS_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 # The lowest that has all we use: old runtimes refuse versions they don't know.
 OCI_VERSION = "1.0.2"
@@ -242,6 +243,20 @@ def cpus(count: float) -> Option:
     def option(spec: Spec) -> None:
         quota = round(count * _CPU_PERIOD)
         spec["linux"]["resources"]["cpu"] = {"quota": quota, "period": _CPU_PERIOD}
+
+    return option
+
+
+def pids(limit: int) -> Option:
+    """How many processes and threads there may be; 0: as many as they like.
+
+    Raises InvalidArgument below 0.
+    """
+    if limit < 0:
+        raise InvalidArgument(f"{limit} processes")
+
+    def option(spec: Spec) -> None:
+        spec["linux"]["resources"]["pids"] = {"limit": limit or -1}
 
     return option
 

@@ -1,10 +1,9 @@
-"""Async. ``cradle ps``, ``stop``, ``kill``, ``rm`` and ``wait``."""
+"""Async. ``cradle ps``, ``kill``, ``rm`` and ``wait``."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -14,19 +13,27 @@ from cradled.cli import output
 from cradled.cli.app import App, Command
 from cradled.cli.commands.logs import remove_log
 from cradled.client import Client, Container, Status
+from cradled.core.restart import Verdict, judge, restarts
 from cradled.core.tasks import Process
-from cradled.errors import NotFound
+from cradled.errors import InvalidArgument
 
-_STOP_SECONDS = 10.0
-_STOP_SIGNAL = "io.containerd.image.config.stop-signal"
-_names = click.argument("names", nargs=-1, required=True)
+names_argument = click.argument("names", nargs=-1, required=True)
 
 
-def state(task: Process | None) -> str:
-    """A container's state in a word: ``running``, ``exited`` and so on."""
+def state(container: Container, task: Process | None) -> str:
+    """A container's state in a word: ``running``, ``exited``, ``restarting`` and so on."""
     if task is None:
         return "created"
+    if task.status == Status.STOPPED and _restarts(container, task):
+        return "restarting"
     return {Status.STOPPED: "exited"}.get(task.status, task.status.name.lower())
+
+
+def _restarts(container: Container, task: Process) -> bool:
+    try:
+        return judge(container.record.labels, task) is Verdict.START
+    except InvalidArgument:  # a policy that nobody knows
+        return False
 
 
 def describe(container: Container, task: Process | None) -> dict[str, Any]:
@@ -37,9 +44,10 @@ def describe(container: Container, task: Process | None) -> dict[str, Any]:
         "name": container.id,
         "image": container.record.image,
         "command": process.get("args", []),
-        "state": state(task),
+        "state": state(container, task),
         "pid": task.pid if task and alive else 0,
         "exit_status": task.exit_status if task and not alive else None,
+        "restarts": restarts(container.record.labels),
         "created": output.instant(container.record.created_at),
         "labels": dict(container.record.labels),
     }
@@ -71,7 +79,7 @@ def ps(app: App, everything: bool, quiet: bool) -> None:
     elif app.json:
         output.print_json([describe(container, task) for container, task in found])
     else:
-        headers = ("NAME", "IMAGE", "COMMAND", "STATE", "PID", "CREATED")
+        headers = ("NAME", "IMAGE", "COMMAND", "STATE", "PID", "CREATED", "RESTARTS")
         output.print_rows(headers, [_row(container, task) for container, task in found])
 
 
@@ -85,10 +93,11 @@ def _row(container: Container, task: Process | None) -> Sequence[str]:
         told["state"] if ended is None else f"{told['state']} ({ended})",
         str(told["pid"] or "-"),
         output.age(container.record.created_at),
+        str(told["restarts"]),
     )
 
 
-def _each(
+def each(
     app: App, names: Sequence[str], act: Callable[[Container], Awaitable[dict[str, Any]]]
 ) -> None:
     """Act on containers one after the other and print a line, or one JSON array, of results."""
@@ -106,40 +115,9 @@ def _each(
     app.run(main)
 
 
-@click.command("stop", cls=Command)
-@click.option(
-    "-t",
-    "--time",
-    "seconds",
-    type=click.FloatRange(0),
-    default=_STOP_SECONDS,
-    help="Seconds until it is killed.",
-)
-@_names
-@click.pass_obj
-def stop(app: App, names: Sequence[str], seconds: float) -> None:
-    """Stop containers: by the signal their image asks for (TERM), then by KILL."""
-
-    async def act(container: Container) -> dict[str, Any]:
-        with suppress(NotFound):  # no task, or one that has exited: stopped it is
-            task = await container.task()
-            if (await task.state()).status == Status.PAUSED:
-                await task.resume()  # or it could not act on the signal
-            await task.kill(container.record.labels.get(_STOP_SIGNAL, "TERM"))
-            try:
-                async with asyncio.timeout(seconds):
-                    await task.wait()
-            except TimeoutError:
-                await task.kill("KILL", all=True)
-                await task.wait()
-        return {}
-
-    _each(app, names, act)
-
-
 @click.command("kill", cls=Command)
 @click.option("-s", "--signal", default="KILL", metavar="SIGNAL", help="Name or number.")
-@_names
+@names_argument
 @click.pass_obj
 def kill(app: App, names: Sequence[str], signal: str) -> None:
     """Send a signal (KILL by default) to containers."""
@@ -148,12 +126,12 @@ def kill(app: App, names: Sequence[str], signal: str) -> None:
         await (await container.task()).kill(signal)
         return {}
 
-    _each(app, names, act)
+    each(app, names, act)
 
 
 @click.command("rm", cls=Command)
 @click.option("-f", "--force", is_flag=True, help="Also while it runs: it is killed.")
-@_names
+@names_argument
 @click.pass_obj
 def rm(app: App, names: Sequence[str], force: bool) -> None:
     """Remove containers, their file systems and their logs."""
@@ -163,11 +141,11 @@ def rm(app: App, names: Sequence[str], force: bool) -> None:
         remove_log(container)
         return {}
 
-    _each(app, names, act)
+    each(app, names, act)
 
 
 @click.command("wait", cls=Command)
-@_names
+@names_argument
 @click.pass_obj
 def wait(app: App, names: Sequence[str]) -> None:
     """Wait until containers have exited, and print their exit status."""
@@ -175,7 +153,7 @@ def wait(app: App, names: Sequence[str]) -> None:
     async def act(container: Container) -> dict[str, Any]:
         return {"status": (await (await container.task()).wait()).status}
 
-    _each(app, names, act)
+    each(app, names, act)
 
 
-COMMANDS = {"ps": ps, "stop": stop, "kill": kill, "rm": rm, "wait": wait}
+COMMANDS = {"ps": ps, "kill": kill, "rm": rm, "wait": wait}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -15,13 +16,15 @@ from cradled.cli import ondemand
 from cradled.cli.app import App, Command
 from cradled.cli.failures import Failure
 from cradled.cli.output import print_json
-from cradled.client import Client, Container, Task, growth
-from cradled.errors import NotFound
+from cradled.client import Client, Container, growth
+from cradled.core.restart import Verdict, judge
+from cradled.errors import InvalidArgument, NotFound
 
 LOG_LABEL = "cradle/log"
 """Label of a container: the file its output goes to."""
 
 _CHUNK = 1 << 16
+_BETWEEN_LIVES = 0.05  # seconds
 
 
 def log_path(namespace: str, name: str) -> Path:
@@ -59,8 +62,7 @@ def logs(app: App, name: str, follow: bool, tail: int | None) -> None:
                 return
             _copy(file)
             if follow:
-                with suppress(NotFound):
-                    await _follow(file, await container.task())
+                await _follow(file, _last_end(client, name))
 
     app.run(main)
 
@@ -72,10 +74,26 @@ def _open(name: str, path: str) -> BinaryIO:
         raise Failure(f'the log of "{name}" is gone: {path}') from None
 
 
-async def _follow(file: BinaryIO, task: Task) -> None:
-    async for data in growth.follow(file.fileno(), task.wait()):
+async def _follow(file: BinaryIO, end: Awaitable[None]) -> None:
+    async for data in growth.follow(file.fileno(), end):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+
+
+async def _last_end(client: Client, name: str) -> None:
+    """Until a container has exited and nobody runs it again."""
+    with suppress(NotFound, InvalidArgument):
+        while True:
+            container = await client.containers.get(name)
+            try:
+                task = await container.task()
+                await task.wait()
+                state = await task.state()
+            except NotFound:  # just now it is restarted, or removed
+                state = None
+            if judge(container.record.labels, state) is not Verdict.START:
+                return
+            await asyncio.sleep(_BETWEEN_LIVES)
 
 
 def _copy(file: BinaryIO) -> None:

@@ -17,8 +17,11 @@ from cradled.cli.commands.logs import LOG_LABEL, log_path
 from cradled.cli.failures import Failure, advice, run_status, wording
 from cradled.cli.output import print_json
 from cradled.client import Client, Container, ExecOptions, Options, Status, Task, names
-from cradled.errors import Error, NotFound
+from cradled.core.restart import Policy
+from cradled.errors import Error, InvalidArgument, NotFound
 from cradled.oci import spec
+
+RESTART_HELP = "Run it again when it exits: always, unless-stopped, on-failure[:N]; or no."
 
 _COMMAND_LINE = {"allow_interspersed_args": False}
 
@@ -30,6 +33,15 @@ def variables(entries: Sequence[str]) -> list[str]:
         for entry in entries
         if "=" in entry or entry in os.environ
     ]
+
+
+def checked_policy(text: str) -> str:
+    """A restart policy as it was given. Raises Failure."""
+    try:
+        return str(Policy.parse(text))
+    except InvalidArgument as error:
+        advice = "say no, always, unless-stopped, on-failure or on-failure:N"
+        raise Failure(error.what, advice, 125) from error
 
 
 def _volume(text: str) -> str:
@@ -51,6 +63,10 @@ def _options(flags: dict[str, Any]) -> Options:
         options["memory"] = spec.parse_size(flags["memory"])
     if flags["cpus"] is not None:
         options["cpus"] = flags["cpus"]
+    if flags["pids_limit"] is not None:
+        options["pids"] = flags["pids_limit"]
+    if flags["restart"] != "no":
+        options["restart"] = checked_policy(flags["restart"])
     if flags["workdir"]:
         options["workdir"] = flags["workdir"]
     if flags["user"]:
@@ -79,6 +95,8 @@ def _options(flags: dict[str, Any]) -> Options:
 @click.option("--entrypoint", default="", metavar="PROGRAM", help="In place of the image's.")
 @click.option("-m", "--memory", default="", metavar="SIZE", help="Limit, like 512m.")
 @click.option("--cpus", type=float, metavar="N", help="Limit, in processors, like 1.5.")
+@click.option("--pids-limit", type=click.IntRange(0), metavar="N", help="Most processes, 0: any.")
+@click.option("--restart", default="no", metavar="POLICY", help=RESTART_HELP)
 @click.option("--read-only", is_flag=True, help="It cannot write its root file system.")
 @click.option("--privileged", is_flag=True, help="Not confined: as good as root here.")
 @click.option("--hostname", default="", help="Its host name; by default its name.")
@@ -117,6 +135,8 @@ def _check_run(flags: dict[str, Any]) -> None:
             125,
         )
     if not flags["detach"]:
+        if flags["restart"] != "no":
+            raise Failure("--restart is for containers that are left running", "add -d", 125)
         _check_terminal(tty=flags["tty"], interactive=flags["interactive"])
 
 
