@@ -113,7 +113,7 @@ def test_a_failure_is_tried_again_so_many_times(daemon: Daemon, tmp_path: Path) 
     wait_until(lambda: labels_of(daemon, "other").get(f"{LABEL}count") == "4", "four attempts")
     assert log.read_text() == "life\n" * 3
     assert "io.cradled.restart/pending" not in labels_of(daemon, "weak")
-    assert rows(daemon.ctr("tasks", "ls"))[-1][2] == "STOPPED"
+    wait_until(lambda: rows(daemon.ctr("tasks", "ls"))[-1][2] == "STOPPED", "the last life's end")
 
 
 @ours
