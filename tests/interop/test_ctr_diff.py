@@ -24,8 +24,8 @@ def raw(daemon: Daemon, *words: str) -> bytes:
 
 
 def changed(daemon: Daemon, id: str) -> None:
-    """A container that changed its root and ended; its snapshot stays."""
-    script = "echo committed > /kept; rm /bin/ls; mkdir /made; echo 1 > /made/one"
+    """A container that changed its root, like no other, and ended; its snapshot stays."""
+    script = f"echo committed > /kept; rm /bin/ls; mkdir /made; echo {id} > /made/one"
     daemon.ctr("run", "--snapshotter", "overlayfs", IMAGE, id, "sh", "-c", script)
 
 
