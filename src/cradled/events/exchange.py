@@ -9,9 +9,10 @@ Batches wait for each subscriber without a bound in number but within ``QUEUE_BY
 more gather is cut off, gets what had waited until then, and an error after it. A subscription that
 nobody holds any more is forgotten.
 
-What happened to tasks while there was no daemon is told when there is one again, which is mostly
-before its clients have noticed. So who subscribes within ``LATE_SECONDS`` is told that as well, or
-a client that supervises containers by events would never hear of some exits.
+What happened while there was no daemon is told when there is one again, which is mostly before its
+clients have noticed. So who subscribes within ``LATE_SECONDS`` is told that as well, or a client
+that supervises containers by events would never hear of some exits; one that subscribes twice in
+that time is told twice.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ class Exchange:
         for envelope in envelopes:
             check(envelope.namespace, envelope.topic)
         for envelope in envelopes:
+            self._publish(_Record(envelope))
+
+    def publish_late(self, envelopes: Sequence[Envelope], /) -> None:
+        """Publish what is found out only now, though it happened before the start."""
+        for envelope in envelopes:
             self._publish(_Record(envelope), late=True)
 
     def forward(self, envelope: Envelope, /) -> None:
@@ -85,7 +91,7 @@ class Exchange:
         if group is None:
             group = self._groups.setdefault(key, _Group(filters.parse(key)))
         subscription = group.join()
-        if time.monotonic() - self._started > LATE_SECONDS:
+        if not self._is_young():
             self._late.clear()
         late = [record for record in self._late if group.filter.match(record.field)]
         if late:
@@ -96,10 +102,15 @@ class Exchange:
         """The bytes that wait for each subscriber."""
         return [one.size for group in self._groups.values() for one in group.members]
 
-    def _publish(self, record: _Record, *, late: bool) -> None:
+    def _publish(self, record: _Record, *, late: bool = False) -> None:
         self.published += 1
-        if record.envelope.topic.startswith(topics.TASKS):
-            self._keep(record, late=late)
+        if self._journal is not None and record.envelope.topic.startswith(topics.TASKS):
+            try:
+                self._journal.append(record.encoded)
+            except OSError:  # told twice after a restart is better than not told at all
+                _log.exception("cannot write the event journal")
+        if late and len(self._late) < _LATE and self._is_young():
+            self._late.append(record)
         for key, group in list(self._groups.items()):
             if not group.members:
                 del self._groups[key]
@@ -108,16 +119,8 @@ class Exchange:
                 if self._handle is None:
                     self._handle = self._soon()
 
-    def _keep(self, record: _Record, *, late: bool) -> None:
-        """Note what was told of a task. Of those of our own, each stands for a shim that died."""
-        if self._journal is not None:
-            try:
-                self._journal.append(record.encoded)
-            except OSError:  # told twice after a restart is better than not told at all
-                _log.exception("cannot write the event journal")
-        recent = late and time.monotonic() - self._started <= LATE_SECONDS
-        if recent and len(self._late) < _LATE:
-            self._late.append(record)
+    def _is_young(self) -> bool:
+        return time.monotonic() - self._started <= LATE_SECONDS
 
     def _soon(self) -> asyncio.Handle:
         loop = asyncio.get_running_loop()

@@ -55,6 +55,8 @@ class Events(Protocol):
 
     def publish(self, envelopes: Sequence[Envelope], /) -> None: ...
 
+    def publish_late(self, envelopes: Sequence[Envelope], /) -> None: ...
+
     def forward(self, envelope: Envelope, /) -> None: ...
 
 
@@ -289,17 +291,21 @@ class TaskManager:
     async def _reap_lost(self, task: Task) -> None:
         async with self._locks(task.key):
             if self._tasks.get(task.key) is task:
-                await self._reap(task.bundle, task.launcher, task.pid, exit_told=task.exit_told)
+                events = await self._reap(task.bundle, task.launcher, task.pid, task.exit_told)
+                self._events.publish(events)
                 del self._tasks[task.key]
                 await task.aclose()
                 await self._assembly.remove(task.bundle)
 
-    async def _reap(self, bundle: Bundle, launcher: Launcher, pid: int, *, exit_told: bool) -> None:
-        """Clean up after a dead shim, and tell how its container ended if there was one."""
+    async def _reap(
+        self, bundle: Bundle, launcher: Launcher, pid: int, exit_told: bool
+    ) -> Sequence[Envelope]:
+        """Clean up after a dead shim; what is to be told of its container, if there was one."""
         end = await self._assembly.bury(bundle, launcher, pid)
-        if end.pid:
-            events = [] if exit_told else [topics.task_exited(bundle.id, bundle.id, end)]
-            self._publish(bundle, *events, topics.task_deleted(bundle.id, "", end))
+        if not end.pid:
+            return ()
+        events = [] if exit_told else [topics.task_exited(bundle.id, bundle.id, end)]
+        return _envelopes(bundle, *events, topics.task_deleted(bundle.id, "", end))
 
     async def _recover(self, bundle: Bundle, told: Collection[Told]) -> None:
         facts = await gather(bundle, self._timeouts.load)
@@ -316,7 +322,7 @@ class TaskManager:
             elif verdict is Verdict.REAP:
                 launcher = launchers.of_program(facts.program)
                 is_told = any(x[:3] == (bundle.namespace, bundle.id, bundle.id) for x in told)
-                await self._reap(bundle, launcher, 0, exit_told=is_told)
+                self._events.publish_late(await self._reap(bundle, launcher, 0, is_told))
             await self._assembly.remove(bundle)
         finally:
             if verdict is not Verdict.KEEP:
@@ -347,11 +353,8 @@ class TaskManager:
         if not (self._closing or task.exit_told) and self._tasks.get(task.key) is task:
             task.exit_told = True
             self._told.add((*task.key, task.id, end.pid))
-            self._publish(task.bundle, topics.task_exited(task.id, task.id, end))
-
-    def _publish(self, bundle: Bundle, *events: tuple[str, AnyValue]) -> None:
-        now = time.time_ns()
-        self._events.publish([Envelope(now, bundle.namespace, *event) for event in events])
+            event = topics.task_exited(task.id, task.id, end)
+            self._events.publish_late(_envelopes(task.bundle, event))
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
@@ -366,3 +369,8 @@ class TaskManager:
 
 def _no_task(id: str) -> NotFound:
     return NotFound(f"task {id} not found", verbatim=True)
+
+
+def _envelopes(bundle: Bundle, *events: topics.Event) -> list[Envelope]:
+    now = time.time_ns()
+    return [Envelope(now, bundle.namespace, *event) for event in events]

@@ -270,7 +270,8 @@ async def test_who_comes_back_hears_what_happened_meanwhile(
     instead = envelope(now + 1, topic="/tasks/delete")
     exchange.forward(before)
     exchange.forward(other)
-    exchange.publish([instead])  # in place of a shim that died
+    exchange.publish_late([instead])  # in place of a shim that died
+    exchange.publish([envelope(now, topic="/tasks/delete")])  # of this life
     exchange.forward(envelope(now + 10**9, topic="/tasks/start"))
     exchange.publish([envelope(now, topic="/images/create")])
     late = exchange.subscribe(["namespace==ns"])

@@ -46,6 +46,8 @@ class World:
     def publish(self, envelopes: Any, /) -> None:
         self.events += envelopes
 
+    publish_late = publish
+
     def forward(self, envelope: Envelope, /) -> None:
         self.events.append(envelope)
 
