@@ -201,11 +201,12 @@ def test_what_is_removed_does_not_come_back(cradle: Cradle) -> None:
 
 
 def test_a_policy_is_changed(cradle: Cradle) -> None:
-    run(cradle, "later", "exec sleep 1000")
+    run(cradle, "later", "echo a life; exec sleep 1000")
     cradle.ok("update", "--restart", "always", "later")
     pid = listed(cradle, "later")["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: listed(cradle, "later")["pid"] not in (0, pid), "it runs again")
+    wait_until(lambda: cradle.ok("logs", "later") == "a life\n" * 2, "its log goes on")
     cradle.ok("update", "--restart", "no", "later")
     assert not any(label.startswith(LABEL + "s") for label in listed(cradle, "later")["labels"])
 

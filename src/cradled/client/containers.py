@@ -19,9 +19,8 @@ from cradled.core.tasks import CreateTask, Process, Status, Stdio
 from cradled.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
-    from cradled.client.changes import Limits
     from cradled.client.images import Images
-    from cradled.client.options import Options
+    from cradled.client.options import Limits, Options
     from cradled.client.stdio import Pipes
     from cradled.core.images import Image
     from cradled.core.usage import Usage

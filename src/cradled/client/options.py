@@ -19,14 +19,24 @@ from cradled.oci.image import RunConfig
 _MAX_HOSTNAME = 64
 
 
-class Options(TypedDict, total=False):
+class Limits(TypedDict, total=False):
+    """What of a container can be changed later: ``memory`` is in bytes, ``cpus`` in processors,
+    ``pids`` the number of processes, 0 for as many as they like. ``restart`` is ``no``, ``always``,
+    ``unless-stopped`` or ``on-failure[:N]``: whether it is run again when it has exited.
+    """
+
+    memory: int
+    cpus: float
+    pids: int
+    restart: str
+
+
+class Options(Limits, total=False):
     """How a container differs from what its image and the default say.
 
-    ``mounts`` are ``/source:/destination[:ro]``; ``memory`` is in bytes, ``cpus`` in processors,
-    ``pids`` the number of processes;
-    ``user`` is ``name|uid[:group|gid]``; ``net`` is ``none`` (loopback only) or ``host``.
-    ``restart`` is ``no``, ``always``, ``unless-stopped`` or ``on-failure[:N]``: whether it is run
-    again when it has exited. ``spec`` are options of ``cradled.oci.spec``, applied last.
+    ``mounts`` are ``/source:/destination[:ro]``; ``user`` is ``name|uid[:group|gid]``; ``net`` is
+    ``none`` (loopback only) or ``host``. ``spec`` are options of ``cradled.oci.spec``, applied
+    last.
     """
 
     env: Mapping[str, str] | Sequence[str]
@@ -35,10 +45,6 @@ class Options(TypedDict, total=False):
     workdir: str
     user: str
     hostname: str
-    memory: int
-    cpus: float
-    pids: int
-    restart: str
     read_only: bool
     privileged: bool
     net: Literal["none", "host"]
@@ -77,7 +83,9 @@ async def make_spec(
     ]
     if workdir := options.get("workdir"):
         chosen.append(spec.workdir(workdir))
-    chosen += _limits(options)
+    chosen += limits(options)
+    if options.get("read_only"):
+        chosen.append(spec.read_only())
     if options.get("tty"):
         chosen.append(spec.tty())
     if options.get("net") == "host":
@@ -127,16 +135,15 @@ def _account_files(root: Sequence[Mount]) -> tuple[str, str]:
     return rootfs.read_text(root, "/etc/passwd"), rootfs.read_text(root, "/etc/group")
 
 
-def _limits(options: Options) -> list[spec.Option]:
+def limits(wanted: Limits) -> list[spec.Option]:
+    """What is wanted of resources. Raises InvalidArgument."""
     chosen = []
-    if "memory" in options:
-        chosen.append(spec.memory(options["memory"]))
-    if "cpus" in options:
-        chosen.append(spec.cpus(options["cpus"]))
-    if "pids" in options:
-        chosen.append(spec.pids(options["pids"]))
-    if options.get("read_only"):
-        chosen.append(spec.read_only())
+    if "memory" in wanted:
+        chosen.append(spec.memory(wanted["memory"]))
+    if "cpus" in wanted:
+        chosen.append(spec.cpus(wanted["cpus"]))
+    if "pids" in wanted:
+        chosen.append(spec.pids(wanted["pids"]))
     return chosen
 
 

@@ -12,7 +12,7 @@ from cradled.cli.commands.containers import each, names_argument
 from cradled.cli.commands.run import RESTART_HELP, checked_policy
 from cradled.cli.failures import Failure
 from cradled.client import Container
-from cradled.client.changes import Limits
+from cradled.client.options import Limits
 from cradled.oci import spec
 
 
