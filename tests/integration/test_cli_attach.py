@@ -3,10 +3,9 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
-from harness.cradle import Cradle, running_cradle
+from harness.cradle import Cradle
 from harness.daemon import wait_until
 from harness.terminals import Terminal
 
@@ -14,19 +13,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs containers: need
 
 IMAGE = "busybox:test"
 LEAVE = "\x10\x11"
-
-
-@pytest.fixture(scope="module")
-def module_cradle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cradle]:
-    with running_cradle(tmp_path_factory.mktemp("c")) as cradle:
-        yield cradle
-
-
-@pytest.fixture
-def cradle(module_cradle: Cradle) -> Iterator[Cradle]:
-    yield module_cradle
-    module_cradle.remove_containers()
-    assert list((module_cradle.daemon.directory / "fifo").glob("*")) == []
 
 
 def test_leave_and_come_back(cradle: Cradle) -> None:

@@ -7,18 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.cradle import Cradle, running_cradle
+from harness.cradle import Cradle
 from harness.images import busybox_image
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacks images: needs root")
 
 BUSYBOX = "docker.io/library/busybox:test"
-
-
-@pytest.fixture(scope="module")
-def module_cradle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cradle]:
-    with running_cradle(tmp_path_factory.mktemp("c")) as cradle:
-        yield cradle
 
 
 @pytest.fixture

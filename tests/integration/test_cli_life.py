@@ -4,31 +4,17 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.cradle import Cradle, running_cradle
+from harness.cradle import Cradle
 from harness.daemon import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs containers: needs root")
 
 IMAGE = "busybox:test"
 LABEL = "containerd.io/restart."
-
-
-@pytest.fixture(scope="module")
-def module_cradle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cradle]:
-    with running_cradle(tmp_path_factory.mktemp("c")) as cradle:
-        yield cradle
-
-
-@pytest.fixture
-def cradle(module_cradle: Cradle) -> Iterator[Cradle]:
-    yield module_cradle
-    module_cradle.remove_containers()
-    assert module_cradle.ok("ps", "-a") == ""
 
 
 def run(cradle: Cradle, name: str, script: str, *flags: str) -> None:
