@@ -7,14 +7,13 @@ is not is found by the mark and the directory of the ``Daemon`` it runs on.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from harness import leaks
 from harness.daemon import Daemon, wait_until
+from harness.images import busybox_image
 
 _LINGERS = "ip link set lo up && exec sleep infinity"
 
@@ -80,19 +79,10 @@ class Dockerd:
     def inspect(self, name: str, template: str) -> str:
         return self.ok("inspect", "-f", "{{" + template + "}}", name)
 
-    def load_busybox(self, tree: Path, applets: Sequence[str]) -> None:
-        """Make the image ``bb`` of a static busybox."""
-        (tree / "bin").mkdir(parents=True)
-        shutil.copy(shutil.which("busybox") or "/bin/busybox", tree / "bin" / "busybox")
-        for applet in applets:
-            (tree / "bin" / applet).symlink_to("busybox")
-        for name in ("dev", "etc", "proc", "sys", "tmp", "root"):
-            (tree / name).mkdir()
-        (tree / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/:\n")
-        (tree / "etc" / "group").write_text("root:x:0:\nuser:x:1000:\n")
-        tar = subprocess.run(["tar", "-C", tree, "-c", "."], capture_output=True, check=True)
-        subprocess.run(self.command("import", "-", "bb"), env=self.env, input=tar.stdout,
-            stdout=subprocess.DEVNULL, check=True, timeout=60)  # fmt: skip
+    def load_busybox(self, directory: Path) -> None:
+        """Load the image ``bb``."""
+        archive = busybox_image("bb:latest").write_docker_archive(directory / "bb.tar")
+        self.ok("load", "-q", "-i", str(archive))
 
     def kill(self) -> None:
         """kill -9 of dockerd alone."""

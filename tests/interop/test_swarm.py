@@ -12,7 +12,9 @@ from harness.dockerd import Dockerd
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(shutil.which("dockerd") is None, reason="needs dockerd"),
+    pytest.mark.skipif(
+        None in map(shutil.which, ("dockerd", "docker")), reason="needs dockerd and its client"
+    ),
 ]
 
 LINKS = "ip link add sw0 type veth peer name sw1 && ip addr add 10.99.0.1/24 dev sw0"
@@ -26,7 +28,7 @@ def swarm(empty_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Ite
     try:
         docker.inside("sh", "-c", f"{LINKS} && {UP}")
         docker.start()
-        docker.load_busybox(tmp_path_factory.mktemp("tree"), ("sh", "cat", "sleep", "httpd"))
+        docker.load_busybox(tmp_path_factory.mktemp("image"))
         docker.ok("swarm", "init", "--advertise-addr", "10.99.0.1")
         yield docker
         docker.ok("swarm", "leave", "--force")
