@@ -39,6 +39,35 @@ def test_events_wait_for_a_daemon_that_is_away(shim: Shim) -> None:
     assert shim.ear.topics() == ["create", "start", "exit"]
 
 
+def test_a_daemon_that_is_back_is_told_at_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its first connection to the shim is the sign, not the next attempt in 600 s."""
+    prelude = "import cradled.shim.publisher as p; p.FIRST_TRY = p.LAST_TRY = 600.0"
+    with running(tmp_path_factory.mktemp("shim"), prelude=prelude) as shim:
+        shim.create("back", "/bin/sleep", "1000")
+        shim.ear.wait("create")
+        shim.ear.close()
+        shim.call("Start", id="back")
+        shim.call("Kill", id="back", signal=9)
+        assert shim.wait("back") == 137
+        shim.ear.open()
+        Channel(shim.path).close()
+        assert shim.ear.wait("exit").exit_status == 137
+        assert shim.ear.topics() == ["create", "start", "exit"]
+
+
+def test_an_exit_is_told_however_often_it_is_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    prelude = "import cradled.shim.publisher as p; p.TRIES = 0"
+    with running(tmp_path_factory.mktemp("shim"), prelude=prelude) as shim:
+        shim.ear.refuse = 3
+        shim.run("told", "/bin/true")
+        assert b"event /tasks/create refused: not now" in shim.log()
+        shim.ear.wait("exit")
+        shim.ear.wait("delete")
+        assert sorted(shim.ear.topics()) == ["delete", "exit"]
+
+
 def test_shutdown_waits_for_the_last_events(shim: Shim) -> None:
     shim.run("last", "/bin/true")
     pid = shim.pid

@@ -1,9 +1,10 @@
 """Async. Events on their way to the daemon: Forward calls on one ttrpc connection, in order.
 
 An event is sent when the one before it has been answered. One that the daemon refuses is tried
-again after 1, 2, 3, ... seconds and dropped after five times. A daemon that is away is waited for,
-for its restart must not lose an exit; the queue is bounded, and what does not fit is dropped from
-its old end, exits last.
+again after 1, 2, 3, ... seconds; after five times it is dropped, an exit queued behind the others.
+A daemon that is away is waited for, and tried at once when a client has come, which may be its
+successor. The queue is bounded; what does not fit is dropped from its old end. An exit is never
+dropped: there are no more of them than there were processes when the daemon left.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
 TIMEOUT = 5.0
 TRIES = 5
+FIRST_TRY, LAST_TRY = 0.05, 5.0
+"""Seconds between attempts to reach a daemon that is away, which double from one to the other."""
 MAX_QUEUE = 4096
 
 EXIT = "/tasks/exit"
@@ -42,6 +45,7 @@ class Publisher:
         self._namespace = namespace
         self._queue: list[tuple[str, bytes]] = []
         self._running: Future | None = None
+        self._hint = Future()
         self._socket: socket | None = None
         self._connection = Connection(CLIENT)
 
@@ -61,6 +65,10 @@ class Publisher:
         if self._running is None or self._running.done:
             self._running = self._loop.spawn(self._run())
 
+    def hurry(self) -> None:
+        """A daemon may have come back: try to reach it now."""
+        self._hint.set()
+
     async def flush(self, seconds: float) -> None:
         """Wait until all is sent, but no longer."""
         if self._running is not None:
@@ -71,29 +79,35 @@ class Publisher:
             if topic != EXIT:
                 del self._queue[index]
                 return
-        del self._queue[1]
 
     async def _run(self) -> None:
-        tries = away = 0
+        tries, pause = 0, FIRST_TRY
         while self._queue:
             topic, request = self._queue[0]
             try:
                 refusal = await self._forward(request)
             except (OSError, Closed):
                 self._disconnect()
-                away = min(away + 1, TRIES)
-                # A daemon that just closed an idle connection is there at once.
-                await self._loop.sleep(away if away > 1 else 0.05)
+                pause = await self._pause(pause)
                 continue
-            away = 0
+            pause = FIRST_TRY
             if refusal is not None and tries < TRIES:
                 tries += 1
                 await self._loop.sleep(tries)
                 continue
-            if refusal is not None:
-                log.line(f"event {topic} dropped: {refusal}")
             tries = 0
-            del self._queue[0]
+            event = self._queue.pop(0)
+            if refusal is not None:
+                log.line(f"event {topic} refused: {refusal}")
+                if topic == EXIT:
+                    self._queue.append(event)
+
+    async def _pause(self, seconds: float) -> float:
+        """Wait for the next attempt to reach the daemon; how long to wait for the one after it."""
+        self._hint = Future()
+        if await self._loop.within(self._hint, seconds):
+            return FIRST_TRY
+        return min(2 * seconds, LAST_TRY)
 
     async def _forward(self, request: bytes) -> str | None:
         """Send one; the daemon's refusal, None for success. Raises OSError when it is away."""

@@ -58,7 +58,7 @@ def _play(directory: str) -> bool:
 
     def began(loop: Loop) -> None:
         methods = {SERVICE: {"Forward": ("forward", m.ForwardRequest)}}
-        loop.spawn(Server(loop, events, methods, client, lambda: None).serve())
+        loop.spawn(Server(loop, events, methods, client, _nothing, _nothing).serve())
         loop.spawn(client.play(loop))
         loop.spawn(_limit(loop))
 
@@ -70,6 +70,10 @@ def _play(directory: str) -> bool:
 async def _limit(loop: Loop) -> None:
     await loop.sleep(_PATIENCE)
     loop.stop()
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Client:

@@ -48,7 +48,7 @@ class Server:
     """Serves ``service`` on a listening socket.
 
     ``methods`` maps the names it has, and the rpcs of each, to a handler's name and the class of
-    its request; ``deserted`` is called when the last client has gone.
+    its request; ``visited`` is called when a client has come, ``deserted`` when the last has gone.
     """
 
     def __init__(
@@ -57,12 +57,14 @@ class Server:
         listener: socket,
         methods: Methods,
         service: Any,
+        visited: Callable[[], None],
         deserted: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._methods = methods
         self._service = service
+        self._visited = visited
         self._deserted = deserted
         self.clients = 0
 
@@ -82,6 +84,7 @@ class Server:
 
     async def _attend(self, fd: int) -> None:
         self.clients += 1
+        self._visited()
         await _Client(self._loop, fd, self).serve()
         self.clients -= 1
         if not self.clients:

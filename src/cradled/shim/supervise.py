@@ -62,7 +62,7 @@ def run(
     def deserted() -> None:
         loop.spawn(retire())
 
-    server = Server(loop, listener, service.METHODS, tasks, deserted)
+    server = Server(loop, listener, service.METHODS, tasks, publisher.hurry, deserted)
     loop.spawn(server.serve())
     deserted()
     if began is not None:
