@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cradled import errors
+from cradled import errors, failpoints
 from cradled.aio import threads
 from cradled.aio.undo import Undo
 from cradled.core.containers import Container
@@ -69,11 +69,13 @@ class Assembly:
             with span("bundle.create"):
                 await threads.run("fs", bundle.create, spec, launcher.path, container.sandbox)
             undo.push("removal of the bundle", threads.run, "fs", bundle.remove)
+            failpoints.hit("runtime.create.bundle")
             shim_log = ShimLog(bundle)
             undo.push("closing of the log", shim_log.aclose)
             shim = _Shim(bundle, launcher, bool(request.task_api_address))
             undo.push("clean-up of the shim", self._abandon, shim)
             client = shim.client = await self._connect(shim, request, options, group_of(spec))
+            failpoints.hit("runtime.create.connected")
             task = Task(bundle, launcher, client, shim_log, sandboxed=shim.sandboxed)
             task.upper = upper_of(request.rootfs)
             await self._overlays.settled(task.upper)
@@ -83,6 +85,7 @@ class Assembly:
                 )
             except errors.Error as error:
                 raise _within("failed to create shim task", error) from error
+            failpoints.hit("runtime.create.created")
             undo.commit()
         task.stdio = request.stdio
         return task
@@ -146,6 +149,7 @@ class Assembly:
         except OSError as error:
             log.error("bundle %s was not removed: %s", bundle.path, error)
         else:
+            failpoints.hit("runtime.remove.removed")
             if hidden:
                 threads.begin("fs", _clear, hidden)
 
@@ -186,6 +190,7 @@ class Assembly:
         try:
             if not task.sandboxed:
                 await task.client.shutdown(task.id, timeout=self.launchers.timeouts.shutdown)
+                failpoints.hit("runtime.delete.shut_down")
         except errors.Error as error:  # many a shim exits before it answers
             log.debug("shutdown of the shim of %s: %s", task.id, error)
         finally:

@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from cradled import failpoints
 from cradled.errors import AlreadyExists, Error
 from cradled.linux import fs, mount
 from cradled.linux.tree import remove_tree
@@ -61,6 +62,7 @@ class Bundle:
             os.mkdir(self.path, 0o700)
         except FileExistsError:
             raise AlreadyExists(f"bundle {self.path}") from None
+        failpoints.hit("runtime.create.directory")
         try:
             self._fill(spec, shim, sandbox)
         except BaseException:
@@ -75,6 +77,7 @@ class Bundle:
         os.makedirs(os.path.dirname(self.work), 0o711, exist_ok=True)
         remove_tree(self.work)
         os.mkdir(self.work, 0o711)
+        failpoints.hit("runtime.create.work")
         os.mkdir(self.rootfs, 0o711)
         os.symlink(self.work, f"{self.path}/work")
         os.mkfifo(self.log, 0o700)
@@ -131,6 +134,7 @@ class Bundle:
                     raise
                 mount.unmount_below(self.rootfs, detach=True)
         hidden = _hide(self.path)
+        failpoints.hit("runtime.remove.hidden")
         with suppress(FileNotFoundError):
             try:
                 os.rmdir(self.work)  # mostly nothing was put there

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
+from cradled import failpoints
 from cradled.aio import process, threads
 from cradled.aio.keyed_lock import KeyedLock
 from cradled.api import runc_options_pb2
@@ -157,6 +158,7 @@ class BinaryLauncher:
         if done.status:
             output = done.stdout.decode(errors="replace").strip()
             raise Error(f"failed to start shim: start failed: {output}: {_status(done.status)}")
+        failpoints.hit("runtime.create.started")
         result = bootstrap.parse_output(done.stdout)
         await threads.run("fs", bundle.save_bootstrap, result)
         return result
@@ -257,6 +259,7 @@ class ZygoteLauncher:
             os.unlink(path)
             raise
         os.close(pidfd)
+        failpoints.hit("runtime.create.forked")
 
 
 def runc_options(options: AnyValue | None) -> runc_options_pb2.Options:
@@ -274,14 +277,17 @@ def runc_options(options: AnyValue | None) -> runc_options_pb2.Options:
 def _prepare(bundle: Bundle, result: Bootstrap, path: str) -> socket.socket | None:
     """Save where the shim will serve, and have it listen there; None where one serves already."""
     bundle.save_bootstrap(result)
+    failpoints.hit("runtime.create.address")
     if not unix.remove_stale(path):
         return None
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
+        failpoints.hit("runtime.create.bound")
         os.chmod(path, 0o600)  # nobody can connect before it listens
         listener.listen(_BACKLOG)
+        failpoints.hit("runtime.create.listening")
     except BaseException:
         listener.close()
         raise

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from cradled import errors, identifiers
+from cradled import errors, failpoints, identifiers
 from cradled.aio import threads
 from cradled.aio.keyed_lock import KeyedLock
 from cradled.api import runc_options_pb2
@@ -109,6 +109,7 @@ class TaskManager:
         """Remove an exec that has ended or was never started."""
         task = self._find(scope, id)
         end = await task.client.delete(id, exec_id)
+        failpoints.hit("runtime.exec.deleted")
         task.forget(exec_id)
         return end
 
@@ -117,6 +118,7 @@ class TaskManager:
     async def start(self, scope: Scope, id: str, exec_id: str = INIT) -> int:
         task = self._find(scope, id)
         pid = await task.client.start(id, exec_id)
+        failpoints.hit("runtime.exec.started" if exec_id else "runtime.start.started")
         task.has_started(exec_id, pid)
         return pid
 
@@ -127,6 +129,7 @@ class TaskManager:
         except InvalidArgument as error:
             raise InvalidArgument(f"invalid exec id {exec_id}: {error.what}") from None
         await self._find(scope, id).client.exec(id, exec_id, stdio, spec)
+        failpoints.hit("runtime.exec.added")
 
     async def get(self, scope: Scope, id: str, exec_id: str = INIT) -> Process:
         """The state of a process, as its shim tells it."""
@@ -148,6 +151,7 @@ class TaskManager:
         self, scope: Scope, id: str, signal: int, exec_id: str = INIT, all: bool = False
     ) -> None:
         await self._find(scope, id).client.kill(id, exec_id, signal, all)
+        failpoints.hit("runtime.kill.sent")
 
     async def resize_pty(
         self, scope: Scope, id: str, exec_id: str, width: int, height: int
@@ -196,6 +200,7 @@ class TaskManager:
         """Take an event of a shim and publish it; an exit told before is not told again."""
         told = topics.read_task_exit(envelope.event) if envelope.topic == topics.TASK_EXIT else None
         if told is not None:
+            failpoints.hit("runtime.exit.heard")
             container_id, process_id, end = told
             task = self._tasks.get((envelope.namespace, container_id))
             if task is not None:
@@ -259,6 +264,7 @@ class TaskManager:
                 raise AlreadyExists(f"task {request.id}")
             task = await self._assembly.make(scope, container, request)
             self._register(task)
+            failpoints.hit("runtime.create.registered")
         return task
 
     async def _take_back(self, making: asyncio.Task[Task]) -> None:
@@ -273,6 +279,7 @@ class TaskManager:
                 raise _no_task(task.id)
             try:
                 end = await self._assembly.delete(task)
+                failpoints.hit("runtime.delete.deleted")
             except NotFound:  # an earlier deletion got no further
                 await self._dismantle(task)
                 raise
@@ -293,6 +300,7 @@ class TaskManager:
             if self._tasks.get(task.key) is task:
                 events = await self._reap(task.bundle, task.launcher, task.pid, task.exit_told)
                 self._events.publish(events)
+                failpoints.hit("runtime.reap.told")
                 del self._tasks[task.key]
                 await task.aclose()
                 await self._assembly.remove(task.bundle)
@@ -302,6 +310,7 @@ class TaskManager:
     ) -> Sequence[Envelope]:
         """Clean up after a dead shim; what is to be told of its container, if there was one."""
         end = await self._assembly.bury(bundle, launcher, pid)
+        failpoints.hit("runtime.reap.buried")
         if not end.pid:
             return ()
         events = [] if exit_told else [topics.task_exited(bundle.id, bundle.id, end)]
@@ -323,6 +332,7 @@ class TaskManager:
                 launcher = launchers.of_program(facts.program)
                 is_told = any(x[:3] == (bundle.namespace, bundle.id, bundle.id) for x in told)
                 self._events.publish_late(await self._reap(bundle, launcher, 0, is_told))
+                failpoints.hit("runtime.recover.told")
             await self._assembly.remove(bundle)
         finally:
             if verdict is not Verdict.KEEP:

@@ -14,6 +14,7 @@ import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
 from time import time_ns
 
+from cradled import failpoints
 from cradled.errors import Error
 from cradled.linux import cgroup, mount, oom, unix
 from cradled.linux.signals import SIGKILL
@@ -62,10 +63,12 @@ def _start(flags: Flags) -> bytes:
     path = _socket_path(start, group)
     address = f"unix://{path}"
     listener = _listen(path)
+    failpoints.hit("shim.program.listening")
     if listener is not None:
         pid = os.fork()
         if pid == 0:
             _become_shim(listener, start)
+        failpoints.hit("shim.program.forked")
         _place(pid, start.options.shim_cgroup)
     # Where older daemons look for the shim after their restart, and ``delete`` for its socket.
     bundle.write(f"{directory}/address", address, 0o644)
@@ -129,7 +132,9 @@ def _delete(flags: Flags) -> bytes:
     options = bundle.load_options(directory, m.Options())
     root = f"{options.root or runc.DEFAULT_ROOT}/{flags['namespace']}"
     argv = runc.argv(options, root, f"{directory}/log.json", "delete", "--force", flags["id"])
+    failpoints.hit("shim.program.deleting")
     _, status = os.waitpid(spawn(argv, runc.ENVIRONMENT), 0)
+    failpoints.hit("shim.program.deleted")
     if status:
         print(f"{argv[0]} delete --force {flags['id']}: status {status}", file=sys.stderr)
     mount.unmount_below(f"{directory}/rootfs", detach=True)

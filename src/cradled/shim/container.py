@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+from cradled import failpoints
 from cradled.errors import AlreadyExists, Error, FailedPrecondition, NotFound
 from cradled.linux import cgroup, fs, pty
 from cradled.linux.coroutines import Future, Lock
@@ -110,11 +111,14 @@ class Container:
         """
         request, options = self._request, self._options
         bundle.save_options(self.bundle, options, self._runc.binary)
+        failpoints.hit("shim.create.options")
         bundle.mount_rootfs(self.bundle, request.rootfs)
+        failpoints.hit("shim.create.mounted")
         try:
             if not request.checkpoint:
                 words = runc.create_words(options, self.bundle, self._pid_file("init"), self.id)
                 await self._launch(self.init, "OCI runtime create failed", words)
+                failpoints.hit("shim.create.made")
         except BaseException:
             bundle.unmount_rootfs(self.bundle, request.rootfs)
             raise
@@ -122,6 +126,7 @@ class Container:
                       terminal=request.terminal)  # fmt: skip
         told = {"bundle": self.bundle, "rootfs": request.rootfs, "checkpoint": request.checkpoint}
         self._tell("create", m.TaskCreate, io=io, pid=self.init.pid, **told)
+        failpoints.hit("shim.create.told")
         if self.init.pid:
             self._attend()
         return self.init.pid
@@ -132,12 +137,15 @@ class Container:
         async with init.lock:
             init.state.check("start")
             init.starting = Future()
+            failpoints.hit("shim.start.asked")
             try:
                 await self._start()
+                failpoints.hit("shim.start.started")
                 init.state.done("start")
                 self._tell("start", m.TaskStart, pid=init.pid)
             finally:
                 init.starting.set()
+        failpoints.hit("shim.start.told")
         return init.pid
 
     async def delete(self) -> Process:
@@ -147,8 +155,10 @@ class Container:
             init.state.check("delete")
             if init.state.now == STOPPED and init.streams is not None:
                 await init.streams.drain(DRAIN)
+            failpoints.hit("shim.delete.drained")
             if not (init.state.now == STOPPED and self._direct and direct.delete(self._direct)):
                 await self._runc.delete(self.id)
+            failpoints.hit("shim.delete.deleted")
             if init.pid:  # deleting kills one that was never started
                 await self._shim.loop.within(init.exited, DRAIN)
             for process in (*self.execs.values(), init):
@@ -158,9 +168,11 @@ class Container:
             if self._oom is not None:
                 self._oom.close()
             bundle.unmount_rootfs(self.bundle, self._request.rootfs)
+            failpoints.hit("shim.delete.unmounted")
             init.state.done("delete")
         ended = {"exit_status": init.exit_status, "exited_at": timestamp(init.exited_at)}
         self._tell("delete", m.TaskDelete, pid=init.pid, **ended)
+        failpoints.hit("shim.delete.told")
         return init
 
     # The life of an exec
@@ -172,6 +184,7 @@ class Container:
         self.init.state.check("exec")
         self.execs[request.exec_id] = Process(request.exec_id, request)
         self._tell("exec-added", m.TaskExecAdded, exec_id=request.exec_id)
+        failpoints.hit("shim.exec.added")
 
     async def start_exec(self, exec_id: str) -> int:
         """Start a registered exec; returns its pid."""
@@ -215,7 +228,9 @@ class Container:
         if not exec_id and (all or not self._runc.plain):
             await self._runc.kill(self.id, signal, all=all)
             return
+        failpoints.hit("shim.kill.asked")
         os.kill(process.pid, signal)
+        failpoints.hit("shim.kill.sent")
         if not exec_id and signal == SIGKILL and process.state.now == PAUSED and self._group:
             self._group.thaw()  # or the signal would wait for resume
 
@@ -302,13 +317,16 @@ class Container:
         spec, given = f"{self.bundle}/{process.id}.process", process.request
         value = given.spec.value if isinstance(given, m.ExecProcessRequest) and given.spec else b""
         fs.atomic_write(spec, value, 0o600, sync=False)
+        failpoints.hit("shim.exec.spec")
         try:
             words = runc.exec_words(spec, self._pid_file(process.id), self.id)
             await self._launch(process, "OCI runtime exec failed", words)
+            failpoints.hit("shim.exec.made")
         finally:
             os.unlink(spec)
         process.state.done("start")
         self._tell("exec-started", m.TaskExecStarted, exec_id=process.id, pid=process.pid)
+        failpoints.hit("shim.exec.told")
         self._shim.loop.spawn(self._follow(process))
 
     async def _launch(self, process: Process, failure: str, words: list[str]) -> None:
@@ -317,6 +335,7 @@ class Container:
         owner = (self._options.io_uid, self._options.io_gid)
         streams = process.streams = Streams(shim.loop, shim.reaper, process.request, owner)
         try:
+            failpoints.hit("shim.streams.asked")
             await streams.open({"CONTAINER_ID": self.id, "CONTAINER_NAMESPACE": shim.namespace})
             with shim.reaper:
                 if process.request.terminal:
@@ -359,13 +378,17 @@ class Container:
         if process.starting is not None:
             await process.starting
         if process is self.init:
+            failpoints.hit("shim.exit.seen")
             await self._last_rites()
+            failpoints.hit("shim.exit.last")
             bundle.save_exit(self.bundle, process.pid, ending.status, ending.at)
+            failpoints.hit("shim.exit.saved")
         process.exit_status = ending.status
         process.exited_at = ending.at
         process.state.done("exit")
         ended = {"exit_status": ending.status, "exited_at": timestamp(ending.at)}
         self._tell("exit", m.TaskExit, id=process.id or self.id, pid=process.pid, **ended)
+        failpoints.hit("shim.exit.told" if process is self.init else "shim.exec.exited")
         process.exited.set()
 
     async def _last_rites(self) -> None:

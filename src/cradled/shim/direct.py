@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from _json import make_scanner  # the package would bring regular expressions along
 
+from cradled import failpoints
 from cradled.linux import cgroup
 from cradled.linux.coroutines import Closed, Future
 
@@ -50,6 +51,7 @@ async def start(loop: Loop, directory: str, ended: Future) -> bool:
         ended.then(news.set)
         if not await loop.within(news, _OPENED) or not os.read(fd, 64):
             return False
+        failpoints.hit("shim.start.released")
         os.unlink(fifo)  # or runc would take the container for one that was not started
     except (OSError, Closed):
         return False
@@ -66,8 +68,10 @@ def delete(directory: str) -> bool:
     try:
         for group in state["cgroup_paths"].values():
             _remove(group)
+        failpoints.hit("shim.delete.cgroups")
         for name in os.listdir(directory):
             os.unlink(f"{directory}/{name}")
+        failpoints.hit("shim.delete.notes")
         os.rmdir(directory)
     except OSError:
         return False

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from time import time_ns
 
+from cradled import failpoints
 from cradled.linux import unix
 from cradled.linux.coroutines import Closed, Future
 from cradled.shim import log
@@ -86,6 +87,7 @@ class Publisher:
             topic, request = self._queue[0]
             try:
                 refusal = await self._forward(request)
+                failpoints.hit("shim.event.answered")
             except (OSError, Closed):
                 self._disconnect()
                 pause = await self._pause(pause)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+from cradled import failpoints
 from cradled.errors import Error, NotFound
 from cradled.linux.spawn import spawn
 
@@ -62,6 +63,7 @@ class Runc:
             pid = spawn(argv(self._options, self.root, self.log, *words), ENVIRONMENT, fds)
         except OSError as error:
             raise Error(f"{failure}: {_not_started(self.binary, self.log, error)}") from None
+        failpoints.hit("shim.runtime.running")
         ending: Ending = await self._reaper.watch(pid)
         if ending.status:
             text = last_error(_tail(self.log, offset))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 
+from cradled import failpoints
 from cradled.linux import fifo, libc, signals
 from cradled.linux.coroutines import Loop
 from cradled.shim import log, service
@@ -67,8 +68,10 @@ def run(
     deserted()
     if began is not None:
         began(loop)
+    failpoints.hit("shim.serving")
     loop.run()
     reaper.stop()
+    failpoints.hit("shim.leaving")
     _remove(listener.getsockname())
 
 

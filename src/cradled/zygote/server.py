@@ -19,6 +19,7 @@ import os
 import sys
 from _socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SOCK_SEQPACKET, socket
 
+from cradled import failpoints
 from cradled.linux import signals
 from cradled.zygote import protocol
 
@@ -93,6 +94,7 @@ def _plug_holes() -> list[object]:
 def _serve(control: socket) -> None:
     """Fork whenever there is a request, and wait until the child has taken it."""
     while control.recv(1, MSG_PEEK):
+        failpoints.hit("zygote.asked")
         waiting, taken = os.pipe()
         try:
             if not os.fork():
@@ -104,6 +106,7 @@ def _serve(control: socket) -> None:
         if not os.read(waiting, 1):
             _drop(control)
         os.close(waiting)
+        failpoints.hit("zygote.forked")
 
 
 def _refuse(control: socket, error: OSError) -> None:
@@ -124,15 +127,19 @@ def _drop(control: socket) -> None:
 def _child(control: socket, taken: int) -> NoReturn:
     status = 1
     try:
+        failpoints.hit("zygote.child.born")
         data, fds = protocol.receive(control)
+        failpoints.hit("zygote.child.received")
         os.write(taken, b"1")
         _reply(fds.pop(0), {"pid": os.getpid()}, [os.pidfd_open(os.getpid())])
+        failpoints.hit("zygote.child.replied")
         request = protocol.decode(data)
         _reset_signals()
         os.setsid()
         os.umask(0o022)
         _own_only(fds)
         _place(request)
+        failpoints.hit("zygote.child.placed")
         gc.enable()
         module, _, function = request["entry"].partition(":")
         if module not in sys.modules:
