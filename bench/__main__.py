@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import cradled
-from bench import workloads
+from bench import crowd, lives, workloads
 from bench.cli import cli
 from bench.content import content
 from bench.events import events
@@ -22,12 +22,13 @@ from bench.lists import lists
 from bench.mixed import mixed
 from bench.report import Report
 from bench.stdio import stdio
+from bench.targets import forget_containers
 from bench.workloads import Bench
 from cradled.linux import memory
 
 WORKLOADS = {
-    "life": workloads.life,
-    "rate": workloads.rate,
+    "life": lives.life,
+    "rate": lives.rate,
     "cli": cli,
     "boot": workloads.boot,
     "memory": workloads.memory,
@@ -36,6 +37,9 @@ WORKLOADS = {
     "events": events,
     "mixed": mixed,
     "stdio": stdio,
+    "probes": crowd.probes,
+    "burst": crowd.burst,
+    "thousand": crowd.thousand,
     "unpack": workloads.unpack,
 }
 
@@ -46,7 +50,7 @@ async def run(args: argparse.Namespace) -> Report:
     try:
         for name in args.workloads.split(","):
             print(f"{time.strftime('%H:%M:%S')} {name} ...", file=sys.stderr, flush=True)
-            bench = Bench(work, args.only.split(","), report, args.rounds, args.image)
+            bench = Bench(work, args.only.split(","), report, args.rounds, args.image, args.small)
             try:
                 await WORKLOADS[name](bench)
             finally:
@@ -54,6 +58,7 @@ async def run(args: argparse.Namespace) -> Report:
             report.save(args.out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        forget_containers()
     return report
 
 
@@ -65,6 +70,7 @@ def main() -> int:
     parser.add_argument(
         "--image", type=Path, help="OCI layout tar for the workloads unpack and mixed"
     )
+    parser.add_argument("--small", action="store_true", help="few containers where there are many")
     parser.add_argument("--work", default="/var/tmp", help="scratch, not on tmpfs")
     parser.add_argument("--out", type=Path, default=Path("bench/results/latest.json"))
     args = parser.parse_args()

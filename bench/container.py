@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import tarfile
@@ -70,6 +71,11 @@ class Layout:
     def manifest(self) -> dict[str, Any]:
         return json.loads(self.blob(self.manifest_descriptor["digest"]))
 
+    def layer(self) -> tarfile.TarFile:
+        """The first layer, unpacked in memory."""
+        blob = self.blob(self.manifest["layers"][0]["digest"])
+        return tarfile.open(fileobj=io.BytesIO(gzip.decompress(blob)))
+
     def diff_ids(self) -> list[str]:
         config = self.manifest["config"]["digest"]
         return json.loads(self.blob(config))["rootfs"]["diff_ids"]
@@ -77,8 +83,6 @@ class Layout:
 
 def small_layout(path: Path, busybox: str = "/bin/busybox") -> Layout:
     """A one-layer busybox image, made on the spot."""
-    import io
-
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as tar:
         for name in ("bin", "dev", "etc", "proc", "run", "sys", "tmp"):
@@ -127,8 +131,6 @@ def descriptor(described: dict[str, Any]) -> types_pb2.Descriptor:
 
 
 def add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    import io
-
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
@@ -289,9 +291,31 @@ class Life:
 
 
 async def whole_life(target: Target, chain: str) -> dict[str, float]:
+    """Milliseconds of each phase of a container that does nothing."""
     life = Life(target, chain, ["true"])
     await life.start()
     status = await life.wait()
     assert status == 0, status
     await life.remove()
     return life.phases
+
+
+async def whole_exec(life: Life) -> dict[str, float]:
+    """Milliseconds of each phase of a process that does nothing in a running container."""
+    ids: dict[str, Any] = {"container_id": life.name, "exec_id": f"e{next(_sequence)}"}
+    process = oci_spec.default(NAMESPACE, life.name)["process"] | {"args": ["true"]}
+    spec = wellknown_pb2.Any(type_url=oci_spec.PROCESS_TYPE_URL, value=json.dumps(process).encode())
+    tasks, clock = life.tasks, time.perf_counter
+    began = clock()
+    await tasks.exec(tasks_pb2.ExecProcessRequest(spec=spec, **ids))
+    await tasks.start(tasks_pb2.StartRequest(**ids))
+    started = clock()
+    status = (await tasks.wait(tasks_pb2.WaitRequest(**ids))).exit_status
+    assert status == 0, status
+    ended = clock()
+    await tasks.delete_process(tasks_pb2.DeleteProcessRequest(**ids))
+    return {
+        "start": (started - began) * 1e3,
+        "exit seen": (ended - started) * 1e3,
+        "delete": (clock() - ended) * 1e3,
+    }

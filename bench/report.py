@@ -68,6 +68,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
+def percentile(values: Iterable[float], percent: int) -> float:
+    """The smallest value that so many percent do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
 def interleaved(items: Iterable[str], rounds: int) -> Iterable[tuple[int, str]]:
     """(round, item): A B, B A, ...; rounds below 0 are for warming up."""
     names = list(items)

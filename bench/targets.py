@@ -19,40 +19,93 @@ from cradled.rpc.stub import Stub
 
 MARK = "CRADLED_BENCH_MARK"
 NAMESPACE = "bench"
+UNIFIED = Path("/sys/fs/cgroup/unified")
+
+
+def prefix(runtime: str) -> tuple[str, ...]:
+    """What to put before a command that is to run containers with this OCI runtime.
+
+    Debian 12's crun takes a hybrid cgroup hierarchy for one that it does not know.
+    """
+    if os.path.basename(runtime) != "crun" or not UNIFIED.is_dir():
+        return ()
+    return ("unshare", "-m", "sh", "-c", f'umount {UNIFIED}; exec "$@"', "sh")
+
+
+class Account:
+    """CPU time of processes and all they start; containers, in cgroups of their own, left out."""
+
+    def __init__(self) -> None:
+        self._directory = Path("/sys/fs/cgroup/cpuacct") / f"bench-{secrets.token_hex(8)}"
+
+    def take(self, pid: int) -> None:
+        try:
+            self._directory.mkdir(exist_ok=True)
+            (self._directory / "cgroup.procs").write_text(str(pid))
+        except OSError:
+            pass  # no v1 accounting here: seconds() says 0
+
+    def seconds(self) -> float:
+        try:
+            return int((self._directory / "cpuacct.usage").read_text()) / 1e9
+        except OSError:
+            return 0.0
+
+    def remove(self, patience: float = 10.0) -> None:
+        """Remove it, once those in it that were killed are gone."""
+        until = time.monotonic() + patience
+        while self._directory.is_dir() and time.monotonic() < until:
+            try:
+                self._directory.rmdir()
+            except OSError:
+                time.sleep(0.01)
+
+
+def forget_containers() -> None:
+    """Remove the cgroup that the containers' cgroups were made in."""
+    for directory in Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}"):
+        try:
+            directory.rmdir()
+        except OSError:
+            pass
 
 
 class Target:
-    """One daemon (``cradled`` or ``containerd``) in its own directory and CPU accounting group."""
+    """One daemon (``cradled`` or ``containerd``) in its own directory and CPU account.
 
-    def __init__(self, name: str, work: Path, runtime: str = "runc") -> None:
-        self.name, self.runtime = name, runtime
+    ``runtime`` is the OCI runtime of its containers; ``grouping`` the configured grouping of our
+    shims.
+    """
+
+    def __init__(self, name: str, work: Path, runtime: str = "runc", grouping: str = "") -> None:
+        self.name, self.runtime, self.grouping = name, runtime, grouping
         self.mark = secrets.token_hex(8)
         self.directory = work / f"{name}-{self.mark[:6]}"
         self.directory.mkdir(parents=True)
         self.root, self.state = self.directory / "root", self.directory / "state"
         self.socket = self.directory / "d.sock"
-        self.cgroup = Path("/sys/fs/cgroup/cpuacct") / f"bench-{self.mark}"
+        self.account = Account()
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: grpc_client.GrpcChannel | None = None
 
     def command(self) -> list[str]:
+        config = self.directory / "config.toml"
         if self.name == "containerd":
-            config = self.directory / "config.toml"
             config.write_text(
                 f'version = 2\nroot = "{self.root}"\nstate = "{self.state}"\n'
                 f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
                 f'[grpc]\n  address = "{self.socket}"\n'
             )
-            return ["containerd", "-c", str(config)]
-        return [
-            str(Path(sys.executable).parent / "cradled"),
-            "--root",
-            str(self.root),
-            "--state",
-            str(self.state),
-            "--address",
-            str(self.socket),
-        ]
+            return [*prefix(self.runtime), "containerd", "-c", str(config)]
+        command = [*prefix(self.runtime), str(Path(sys.executable).parent / "cradled")]
+        if self.grouping:
+            config.write_text(
+                'version = 3\n[plugins."io.containerd.shim.v1.manager"]\n'
+                f'  grouping = "{self.grouping}"\n'
+            )
+            command += ["--config", str(config)]
+        command += ["--root", str(self.root), "--state", str(self.state)]
+        return [*command, "--address", str(self.socket)]
 
     async def start(self) -> float:
         """Seconds from exec to the first answer of Version."""
@@ -67,7 +120,7 @@ class Target:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._account()
+        self.account.take(self.process.pid)
         while True:
             try:
                 channel = await grpc_client.connect(str(self.socket))
@@ -80,19 +133,9 @@ class Target:
                 self.channel = channel
                 return time.perf_counter() - began
 
-    def _account(self) -> None:
-        try:
-            self.cgroup.mkdir(exist_ok=True)
-            (self.cgroup / "cgroup.procs").write_text(str(self.process.pid if self.process else 0))
-        except OSError:
-            pass  # no v1 accounting here: cpu() says 0
-
     def cpu(self) -> float:
         """CPU seconds of the daemon and all it started, containers' own processes left out."""
-        try:
-            return int((self.cgroup / "cpuacct.usage").read_text()) / 1e9
-        except OSError:
-            return 0.0
+        return self.account.seconds()
 
     def stub(self, service: object, lease: str = "") -> Stub:
         assert self.channel is not None
@@ -143,10 +186,7 @@ class Target:
                 continue
         self._unmount()
         shutil.rmtree(self.directory, ignore_errors=True)
-        try:
-            self.cgroup.rmdir()
-        except OSError:
-            pass
+        self.account.remove()
 
     def _unmount(self) -> None:
         with open("/proc/self/mountinfo") as lines:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.container import PHASES, Layout, Life, import_image, small_layout, whole_life
+from bench.bare import Bare
+from bench.container import Layout, Life, import_image, small_layout
 from bench.report import Report, interleaved
+from bench.subjects import BareRuntime, Daemon, Subject
 from bench.targets import NAMESPACE, Target, pss_of
 from cradled.api import namespaces_pb2, tasks_pb2
 from cradled.errors import AlreadyExists, Error
@@ -18,30 +23,63 @@ from cradled.errors import AlreadyExists, Error
 
 @dataclass
 class Bench:
-    """What a workload needs: where to work, which daemons, where samples go."""
+    """What a workload needs: where to work, which daemons, where samples go.
+
+    ``small`` asks for the small size of workloads that are large.
+    """
 
     work: Path
     names: list[str]
     report: Report
     rounds: int = 20
     image: Path | None = None
+    small: bool = False
     targets: dict[str, Target] = field(default_factory=dict)
     chains: dict[str, str] = field(default_factory=dict)
 
-    async def up(self, image: bool = True) -> None:
+    async def up(self, image: bool = True, runtime: str = "runc") -> None:
         """Start every daemon afresh, with or without the small image in it."""
-        self.targets = {name: Target(name, self.work) for name in self.names}
-        for name, target in self.targets.items():
-            await target.start()
-            await ensure_namespace(target)
-            if image:
-                layout = small_layout(self.work / "small.tar")
-                self.chains[name] = await import_image(target, layout)
+        for name in self.names:
+            await self.add(name, Target(name, self.work, runtime), image)
+
+    async def add(self, name: str, target: Target, image: bool = True) -> None:
+        """Start one more daemon."""
+        self.targets[name] = target
+        await target.start()
+        await ensure_namespace(target)
+        if image:
+            self.chains[name] = await import_image(target, self._layout())
+
+    @contextlib.asynccontextmanager
+    async def subjects(self, runtime: str) -> AsyncIterator[dict[str, Subject]]:
+        """Every daemon with this OCI runtime, and the runtime alone; for the block."""
+        await self.up(runtime=runtime)
+        subjects: dict[str, Daemon | BareRuntime] = {
+            name: Daemon(target, self.chains[name]) for name, target in self.targets.items()
+        }
+        bare = Bare(runtime, self.work, self._layout().layer())
+        try:
+            await bare.start()
+            subjects[BareRuntime.name] = BareRuntime(bare)
+            yield dict(subjects)
+            for subject in subjects.values():
+                await subject.aclose()
+        finally:
+            await bare.destroy()
+            await self.down()
 
     async def down(self) -> None:
         for target in self.targets.values():
             await target.destroy()
         self.targets = {}
+
+    def _layout(self) -> Layout:
+        return small_layout(self.work / "small.tar")
+
+
+def runtimes() -> list[str]:
+    """The OCI runtimes that are installed."""
+    return [name for name in ("runc", "crun") if shutil.which(name)]
 
 
 async def ensure_namespace(target: Target) -> None:
@@ -52,51 +90,6 @@ async def ensure_namespace(target: Target) -> None:
         await target.stub(namespaces_pb2.Namespaces).create(request)
     except AlreadyExists:
         pass
-
-
-async def life(bench: Bench) -> None:
-    """One container at a time, by phase, with the CPU time of daemon and helpers."""
-    await bench.up()
-    for number, name in interleaved(bench.targets, bench.rounds):
-        target = bench.targets[name]
-        cpu = target.cpu()
-        phases = await whole_life(target, bench.chains[name])
-        used = (target.cpu() - cpu) * 1e3
-        if number < 0:
-            continue
-        for phase in PHASES:
-            bench.report.add(f"life: {phase}", "ms", name, phases[phase])
-        bench.report.add("life: total", "ms", name, sum(phases.values()))
-        bench.report.add("life: CPU", "ms", name, used)
-
-
-async def rate(bench: Bench) -> None:
-    """Whole lives per second at several concurrencies, with each OCI runtime there is."""
-    await bench.up()
-    for concurrency in (1, 4, 16):
-        for number, name in interleaved(bench.targets, max(2, bench.rounds // 8)):
-            target, chain = bench.targets[name], bench.chains[name]
-            count, cpu, began = (
-                concurrency * (8 if concurrency > 1 else 20),
-                target.cpu(),
-                time.perf_counter(),
-            )
-            waiting = iter(range(count))
-
-            async def worker(
-                target: Target = target, chain: str = chain, waiting: object = waiting
-            ) -> None:
-                for _ in waiting:  # type: ignore[attr-defined]
-                    await whole_life(target, chain)
-
-            await asyncio.gather(*(worker() for _ in range(concurrency)))
-            if number >= 0:
-                seconds = time.perf_counter() - began
-                label = f"rate: c={concurrency}"
-                bench.report.add(label, "containers/s", name, count / seconds)
-                bench.report.add(
-                    f"{label}, CPU each", "ms", name, (target.cpu() - cpu) * 1e3 / count
-                )
 
 
 async def memory(bench: Bench) -> None:
