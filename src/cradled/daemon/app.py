@@ -37,7 +37,6 @@ STOP_GRACE = 0.5
 
 REQUIRED = (
     f"{t.FORKED}.workers",
-    f"{t.CONTENT}.content",
     f"{t.EVENT}.exchange",
     f"{t.METADATA}.bolt",
     f"{t.RUNTIME}.task",

@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cradled.daemon import durations, sections
-from cradled.daemon.config import Config, ConfigError
+from cradled.daemon.config import Config
 from cradled.daemon.config_file import Known
 from cradled.plugin import types as t
 from cradled.plugin.types import InitContext, Late, Registration, SkipPlugin
@@ -74,26 +74,13 @@ def endpoints(config: Config) -> tuple[sections.GrpcServer, sections.TtrpcServer
     return grpc, ttrpc._replace(address=address)
 
 
-async def _proxy(context: InitContext) -> None:
-    raise SkipPlugin("plugins of other processes are not used yet")
-
-
-_PROXIED = {
-    "content": t.CONTENT,
-    "diff": t.DIFFER,
-    "sandbox": "io.containerd.sandbox.controller.v1",
-    "snapshot": t.SNAPSHOTTER,
-}
-
-
-def proxies(config: Config) -> Iterator[Registration]:
+def proxies(config: Config) -> Iterable[Registration]:
     """The plugins that other processes serve. Raises ConfigError for the name of one of ours."""
-    known = {registration.uri for registration in REGISTRATIONS}
-    for id, proxy in config.proxy_plugins.items():
-        registration = Registration(_PROXIED.get(proxy.type, proxy.type), id, init=_proxy)
-        if registration.uri in known:
-            raise ConfigError(f"proxy_plugins.{id}: there is a plugin {registration.uri} already")
-        yield registration
+    if not config.proxy_plugins:
+        return ()
+    from cradled.daemon import proxied
+
+    return proxied.registrations(config, {registration.uri for registration in REGISTRATIONS})
 
 
 def has_side_listeners(config: Config) -> bool:
@@ -166,6 +153,14 @@ async def _native(context: InitContext) -> Any:
     return snapshotter
 
 
+def _single(context: InitContext, type: str) -> Any:
+    found = context.all(type)
+    if len(found) != 1:
+        names = ", ".join(sorted(found)) or "none"
+        raise LookupError(f"one plugin of type {type} is needed, not {names}: disable the others")
+    return next(iter(found.values()))
+
+
 async def _metadata(context: InitContext) -> Any:
     from cradled.metadata.db import Database
 
@@ -174,7 +169,7 @@ async def _metadata(context: InitContext) -> Any:
     path = f"{context.root}/meta.db"
     db = await Database.open(
         path,
-        content=context.get(t.CONTENT, "content"),
+        content=_single(context, t.CONTENT),
         snapshotters=context.all(t.SNAPSHOTTER),
         publisher=context.get(*_EXCHANGE),
         isolated=config.content_sharing_policy == "isolated",

@@ -32,6 +32,7 @@ TIMEOUTS = {
     "io.containerd.timeout.bolt.open": "0s",
     "io.containerd.timeout.cri.defercleanup": "1m0s",
     "io.containerd.timeout.metrics.shimstats": "2s",
+    "io.containerd.timeout.proxy.call": "5m0s",
     "io.containerd.timeout.shim.cleanup": "5s",
     "io.containerd.timeout.shim.load": "5s",
     "io.containerd.timeout.shim.shutdown": "3s",

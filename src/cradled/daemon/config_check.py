@@ -80,7 +80,7 @@ def problems(
         if key in _PARTS:
             found += _section(_PARTS[key], own[key], (key,), "Ignoring unknown key in TOML")
         elif key in ENTRIES:
-            found += _entries(ENTRIES[key], own[key], key, inert.get(key, {}).get("*", ""))
+            found += _entries(ENTRIES[key], own[key], key)
         else:
             found += _plugins(own[key], sections, inert)
     found += _timeouts(own.get("timeouts", {}), inert.get("timeouts", {}))
@@ -133,11 +133,9 @@ def _wrong(cls: type[Any], table: Mapping[str, Any], path: Path, where: str) -> 
                 yield Problem(ERROR, str(error), (*path, key))
 
 
-def _entries(cls: type[Any], tables: Mapping[str, Any], name: str, inert: str) -> Iterator[Problem]:
+def _entries(cls: type[Any], tables: Mapping[str, Any], name: str) -> Iterator[Problem]:
     for id, table in tables.items():
         path = (name, id)
-        if inert:
-            yield _no_effect(path, inert)
         if isinstance(table, dict):
             yield from _section(cls, table, path, "Ignoring unknown key in TOML")
         else:

@@ -57,7 +57,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "subreaper": "shims reap their processes themselves",
         "no_subreaper": "shims reap their processes themselves",
     },
-    "proxy_plugins": {"*": "this daemon does not use plugins of other processes yet"},
     "timeouts": {
         "io.containerd.timeout.bolt.open": "who has root has the database",
         "io.containerd.timeout.cri.defercleanup": "this daemon has no CRI yet",

@@ -8,6 +8,7 @@ from typing import Protocol
 from cradled.core.content import ContentStore, Reader
 from cradled.core.diff import Applier, Comparer, DiffOptions
 from cradled.core.mount import Mount
+from cradled.core.scope import Scope, bound
 from cradled.core.values import AnyValue, Descriptor
 from cradled.errors import Unimplemented
 
@@ -24,6 +25,11 @@ class OrderedDiffers:
     def __init__(self, differs: Sequence[Differ], *, sync_fs: bool = False) -> None:
         self._differs = differs
         self._sync_fs = sync_fs
+
+    def bind(self, scope: Scope, /) -> OrderedDiffers:
+        """The same on behalf of a namespace."""
+        differs = [bound(differ, scope) for differ in self._differs]
+        return OrderedDiffers(differs, sync_fs=self._sync_fs)
 
     async def apply(
         self,

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from cradled import digest as digests
 from cradled import failpoints
 from cradled.core.content import ContentInfo, ContentStore, IngestStatus, Reader, Writer
-from cradled.core.scope import Scope
+from cradled.core.scope import Scope, bound
 from cradled.core.values import Labels
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, quote
 from cradled.events import topics
@@ -64,6 +64,7 @@ class Content:
 
     def __init__(self, common: Common, scope: Scope) -> None:
         self._common = common
+        self._backend = bound(common.backend, scope)
         self._engine = common.engine
         self._scope = scope
         self._namespace = scope.namespace
@@ -137,7 +138,7 @@ class Content:
 
     async def open(self, digest: str, /) -> Reader:
         await self.info(digest)
-        return await self._common.backend.open(digest)
+        return await self._backend.open(digest)
 
     async def status(self, ref: str, /) -> IngestStatus:
         row = self._engine.one(_FIND_STATUS, (self._namespace, ref))
@@ -214,7 +215,7 @@ class Content:
         if expected and opened[0] == backend_ref and self._may_adopt(expected):
             async with self._common.janitor.hold_blob(expected):
                 with contextlib.suppress(NotFound):
-                    size = (await self._common.backend.info(expected)).size
+                    size = (await self._backend.info(expected)).size
                     status = replace(status, offset=size, total=size)
                     return NamespacedWriter(self, status, None, open_backend)
         return NamespacedWriter(self, status, await open_backend(), open_backend)
@@ -224,7 +225,7 @@ class Content:
 
     async def _backend_writer(self, backend_ref: str, total: int, expected: str) -> Writer:
         """``expected`` only tells the algorithm: that the backend has the blob is no obstacle."""
-        backend = self._common.backend
+        backend = self._backend
         if expected and not expected.startswith(f"{digests.CANONICAL}:"):
             with contextlib.suppress(AlreadyExists):
                 return await backend.writer(backend_ref, total=total, expected=expected)
@@ -235,7 +236,7 @@ class Content:
         if writer := self._common.writers.get((self._namespace, ref)):
             return writer.status()
         try:
-            found = await self._common.backend.status(backend_ref)
+            found = await self._backend.status(backend_ref)
         except NotFound:  # opened, but nothing was written
             return IngestStatus(ref, 0, total, expected, started_at, started_at)
         return replace(found, ref=ref, expected=expected)
@@ -261,7 +262,7 @@ class Content:
 
     async def copy_blob(self, digest: str, writer: Writer) -> None:
         """Write the whole blob to a backend writer."""
-        reader = await self._common.backend.open(digest)
+        reader = await self._backend.open(digest)
         try:
             offset = 0
             while data := await reader.read(offset, 1 << 20):
@@ -280,7 +281,7 @@ class Content:
         kept = marks.clean(labels, "info.Labels")
         async with self._common.janitor.hold_blob(digest):
             if writer is None:
-                await self._common.backend.info(digest)
+                await self._backend.info(digest)
             else:
                 with contextlib.suppress(AlreadyExists):
                     await writer.commit(size, digest, {})

@@ -91,7 +91,7 @@ class Database:
 
     def collection(self) -> Collection:
         """A new garbage collection (see ``gc.scheduler``)."""
-        return Collection(self.engine, self.janitor, list(self._snapshotters))
+        return Collection(self.engine, self.janitor)
 
     def content_of(self, scope: Scope) -> Content:
         """For ``ScopedDatabase``."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,10 +54,9 @@ class Stats:
 class Collection:
     """One collection: ``load``, then mark from ``roots`` along ``successors``, then ``sweep``."""
 
-    def __init__(self, engine: Engine, janitor: Janitor, snapshotters: Sequence[str]) -> None:
+    def __init__(self, engine: Engine, janitor: Janitor) -> None:
         self._engine = engine
         self._janitor = janitor
-        self._snapshotters = snapshotters
         self._now = time.time_ns()
         self._structure: dict[str, str] = {}
         self._edges: dict[str, list[str]] = {}
@@ -113,10 +112,7 @@ class Collection:
 
     async def clean(self) -> None:
         """Remove from all backends what no namespace has."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._janitor.clean_content())
-            for name in self._snapshotters:
-                group.create_task(self._janitor.clean_snapshots(name))
+        await self._janitor.clean()
 
     # Reading: each method takes a row as its query in _QUERIES has it.
 

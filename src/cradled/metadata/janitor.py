@@ -5,6 +5,9 @@ an *orphan* from then on, kept here until the backend has removed it. The list i
 after a start, and whenever a removal failed, whole backends are compared with the metadata, which
 finds also what a crash left between backend and metadata.
 
+A backend that is another process's (a plugin) may be away or slow: each snapshotter is cleaned for
+itself, and what could not be asked of one is asked again by and by (``later``).
+
 A snapshot that is being made and has no row yet is *pinned*, so that a comparison does not take it
 for an orphan. Blobs are removed and adopted under a lock per digest: a blob that a writer is about
 to name is not removed under its hands.
@@ -19,11 +22,15 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 
 from cradled.aio.keyed_lock import KeyedLock
 from cradled.core.content import ContentStore
+from cradled.core.scope import Scope, bound, is_remote
 from cradled.core.snapshots import Snapshotter
 from cradled.errors import Error, FailedPrecondition, NotFound
 from cradled.metadata.engine import Engine
 
 _AT_ONCE = 16
+_AGAIN = 5.0  # seconds until a backend that did not answer is asked again
+
+Retry = Callable[[], Coroutine[None, None, None]]
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +49,10 @@ class Janitor:
         self._snapshots: dict[str, set[str]] = {name: set() for name in snapshotters}
         self._pinned: set[str] = set()
         self._unknown = {"content", *(f"snapshots/{name}" for name in snapshotters)}
+        self._asked: set[str] = set()  # other processes' snapshotters to be cleaned as a whole
         self._blob_locks: KeyedLock[str] = KeyedLock("content")
-        self._called = asyncio.Event()
+        self._called = {name: asyncio.Event() for name in snapshotters}
+        self._retries: dict[str, list[Retry]] = {name: [] for name in snapshotters}
         self._turns: KeyedLock[str] = KeyedLock("clean-up")
 
     def blob(self, digest: str) -> None:
@@ -59,7 +68,13 @@ class Janitor:
     def snapshot(self, snapshotter: str, backend_key: str) -> None:
         """The entry of this snapshot is gone."""
         self._snapshots[snapshotter].add(backend_key)
-        self._called.set()
+        self._called[snapshotter].set()
+
+    def later(self, snapshotter: str, retry: Retry) -> None:
+        """Do something soon, and not before it is the snapshotter's turn. It does not raise; it
+        may call this again."""
+        self._retries[snapshotter].append(retry)
+        self._called[snapshotter].set()
 
     def hold_blob(self, digest: str) -> AbstractAsyncContextManager[None]:
         """``async with``: nobody else removes or adopts this blob meanwhile."""
@@ -76,12 +91,20 @@ class Janitor:
 
     async def run(self) -> None:
         """Remove snapshots soon after their entries are gone; ends by being cancelled."""
-        while True:
-            await self._called.wait()
-            self._called.clear()
-            for name, orphans in self._snapshots.items():
-                if orphans:
-                    await self.clean_snapshots(name)
+        async with asyncio.TaskGroup() as group:
+            for name in self._snapshotters:
+                group.create_task(self._look_after(name))
+
+    async def clean(self) -> None:
+        """Remove all orphans, those of other processes' snapshotters without waiting for it."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.clean_content())
+            for name, snapshotter in self._snapshotters.items():
+                if is_remote(snapshotter):
+                    self._asked.add(name)
+                    self._called[name].set()
+                else:
+                    group.create_task(self.clean_snapshots(name))
 
     async def clean_content(self) -> None:
         """Remove orphaned blobs and ingests; what fails is tried again at the next call."""
@@ -108,13 +131,27 @@ class Janitor:
     async def abort_ingest(self, backend_ref: str) -> None:
         """Remove one ingest now."""
         try:
-            await self._content.abort(backend_ref)
+            owner = Scope(backend_ref.partition("/")[0])
+            await bound(self._content, owner).abort(backend_ref)
         except NotFound:
             pass
         except (Error, OSError):
             _log.warning("cannot abort ingest %s", backend_ref, exc_info=True)
             return
         self._ingests.discard(backend_ref)
+
+    async def _look_after(self, name: str) -> None:
+        while True:
+            await self._called[name].wait()
+            self._called[name].clear()
+            retries, self._retries[name] = self._retries[name], []
+            for retry in retries:
+                await retry()
+            if self._snapshots[name] or name in self._asked:
+                self._asked.discard(name)
+                await self.clean_snapshots(name)
+            if self._retries[name]:
+                await asyncio.sleep(_AGAIN)
 
     async def _find_content(self) -> None:
         blobs = {info.digest async for info in self._content.walk()}
@@ -163,7 +200,8 @@ class Janitor:
     async def _remove_snapshot(self, name: str, key: str) -> bool:
         """Whether it is gone."""
         try:
-            await self._snapshotters[name].remove(key)
+            owner = Scope(key.partition("/")[0])
+            await bound(self._snapshotters[name], owner).remove(key)
         except NotFound:
             pass
         except FailedPrecondition:  # its children go first
@@ -190,5 +228,7 @@ def _logged(backend: str) -> Iterator[None]:
     """A backend that fails is looked at again by the next collection; nobody waits for it."""
     try:
         yield
+    except Error as error:
+        _log.warning("cannot clean up %s: %s", backend, error)
     except Exception:
         _log.exception("cannot clean up %s", backend)

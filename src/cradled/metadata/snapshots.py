@@ -11,6 +11,7 @@ before the backend is asked. Of the labels the backend gets those that are meant
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,17 @@ from typing import NamedTuple
 
 from cradled import failpoints
 from cradled.core.mount import Mount
-from cradled.core.scope import Scope
+from cradled.core.scope import Scope, bound, is_remote
 from cradled.core.snapshots import Kind, SnapshotInfo, Snapshotter, Usage
 from cradled.core.values import Labels
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, quote
+from cradled.errors import (
+    AlreadyExists,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    quote,
+)
 from cradled.events import topics
 from cradled.metadata import graph, leases
 from cradled.metadata import labels as marks
@@ -67,7 +75,7 @@ class Snapshots:
     def __init__(self, common: Common, scope: Scope) -> None:
         self._common = common
         self._name = common.name
-        self._backend = common.backend
+        self._backend = bound(common.backend, scope)
         self._engine = common.engine
         self._scope = scope
         self._namespace = scope.namespace
@@ -395,18 +403,28 @@ async def recover(common: Common) -> None:
     """Carry on, or give up, the commits that a crash interrupted."""
     sql = "SELECT * FROM snapshot_commits WHERE snapshotter=?"
     for intent in map(Intent._make, common.engine.query(sql, (common.name,))):
-        await _settle(common, intent)
+        if is_remote(common.backend):
+            common.janitor.later(common.name, functools.partial(_settle, common, intent))
+        else:
+            await _settle(common, intent)
 
 
 async def _settle(common: Common, intent: Intent) -> None:
-    """Make the entries say what the backend says, if the intent is still there."""
+    """Make the entries say what the backend says, if the intent is still there.
+
+    A backend that does not say is asked again by and by.
+    """
     sql = "SELECT 1 FROM snapshot_commits WHERE snapshotter=? AND name=? AND backend_name=?"
     if not common.engine.one(sql, (common.name, intent.name, intent.backend_name)):
         return
     try:
-        done = (await common.backend.stat(intent.backend_name)).kind is Kind.COMMITTED
+        backend = bound(common.backend, Scope(intent.namespace))
+        done = (await backend.stat(intent.backend_name)).kind is Kind.COMMITTED
     except NotFound:
         done = False
+    except (Error, OSError):
+        common.janitor.later(common.name, functools.partial(_settle, common, intent))
+        return
     end = finish if done else forget_intent
     await common.engine.run(lambda tx: bool(end(tx, intent)))
 

@@ -99,7 +99,8 @@ class Late:
 class Plugin:
     """A registered plugin and what became of it; ``error`` is None where all went well.
 
-    ``instance`` may be ``Late``; ``InitContext.get`` gives what is in it.
+    ``instance`` may be ``Late``; ``InitContext.get`` gives what is in it. ``platform`` is told
+    instead of the host's where it is given.
     """
 
     def __init__(self, registration: Registration) -> None:
@@ -107,6 +108,7 @@ class Plugin:
         self.instance: Any = None
         self.exports: dict[str, str] = {}
         self.capabilities: list[str] = []
+        self.platform = ""
         self.error: Exception | None = None
 
     @property

@@ -28,7 +28,12 @@ _IN_FLIGHT = 2
 
 class ProxyContentStore:
     def __init__(self, transport: Transport, scope: Scope) -> None:
+        self._transport = transport
         self._stub = Stub(transport, blobs.CALLED, metadata(scope))
+
+    def bind(self, scope: Scope, /) -> ProxyContentStore:
+        """The same on behalf of another scope."""
+        return ProxyContentStore(self._transport, scope)
 
     async def info(self, digest: str, /) -> ContentInfo:
         response = await self._stub.info(pb.InfoRequest(digest=digest))

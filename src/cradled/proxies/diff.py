@@ -25,7 +25,12 @@ class ProxyDiffer:
     """The server reads and writes blobs in its own content store, whatever stores are given."""
 
     def __init__(self, transport: Transport, scope: Scope) -> None:
+        self._transport = transport
         self._stub = Stub(transport, pb.Diff, metadata(scope))
+
+    def bind(self, scope: Scope, /) -> ProxyDiffer:
+        """The same on behalf of another scope."""
+        return ProxyDiffer(self._transport, scope)
 
     async def apply(
         self,

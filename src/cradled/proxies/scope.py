@@ -7,6 +7,6 @@ from cradled.rpc.call import LEASE, NAMESPACE
 
 
 def metadata(scope: Scope) -> tuple[tuple[str, str], ...]:
-    """The metadata that names a namespace and, if there is one, a lease."""
-    namespace = (NAMESPACE, scope.namespace)
-    return (namespace, (LEASE, scope.lease)) if scope.lease else (namespace,)
+    """The metadata that names a namespace and a lease, as far as there are any."""
+    named = ((NAMESPACE, scope.namespace), (LEASE, scope.lease))
+    return tuple(pair for pair in named if pair[1])

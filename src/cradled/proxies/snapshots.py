@@ -19,8 +19,13 @@ from cradled.rpc.stub import Stub, Transport
 
 class ProxySnapshotter:
     def __init__(self, transport: Transport, scope: Scope, name: str) -> None:
+        self._transport = transport
         self._stub = Stub(transport, pb.Snapshots, metadata(scope))
         self._name = name
+
+    def bind(self, scope: Scope, /) -> ProxySnapshotter:
+        """The same on behalf of another scope."""
+        return ProxySnapshotter(self._transport, scope, self._name)
 
     async def stat(self, key: str, /) -> SnapshotInfo:
         request = pb.StatSnapshotRequest(snapshotter=self._name, key=key)

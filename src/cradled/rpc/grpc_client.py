@@ -8,7 +8,9 @@ raises Unavailable and is not repeated.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, cast
 
@@ -46,12 +48,33 @@ async def connect(address: str) -> GrpcChannel:
     return channel
 
 
-class GrpcChannel:
-    """A transport to the server at an address; close it, or use it as a context manager."""
+async def attach(sock: socket.socket) -> GrpcChannel:
+    """Be the client on a connected socket, which belongs to the channel from now on.
 
-    def __init__(self, path: str) -> None:
+    Returns once the server has said that it speaks HTTP/2; raises Unavailable when it hangs up
+    instead. A channel whose connection is lost stays so.
+    """
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    _, connection = await loop.create_connection(ClientConnection, sock=sock)
+    channel = GrpcChannel("", connection)
+    try:
+        await connection.greeted()
+    except BaseException:
+        await channel.aclose()
+        raise
+    return channel
+
+
+class GrpcChannel:
+    """A transport to the server at an address; close it, or use it as a context manager.
+
+    Without a ``path`` it is as good as the ``connection`` that it is given.
+    """
+
+    def __init__(self, path: str, connection: ClientConnection | None = None) -> None:
         self._path = path
-        self._connection: _ClientConnection | None = None
+        self._connection = connection
         self._connecting = asyncio.Lock()
         self._closed = False
         self._heads: dict[tuple[str, Metadata], tuple[Field, ...]] = {}
@@ -80,6 +103,16 @@ class GrpcChannel:
     ) -> GrpcStream:
         return GrpcStream(self, method, (*metadata, *spans.outgoing()), timeout)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether there is no connection now."""
+        return self._connection is None or self._connection.lost.done()
+
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Call back, on the loop, once the connection there is now has ended."""
+        if self._connection is not None:
+            self._connection.lost.add_done_callback(lambda _: callback())
+
     async def aclose(self) -> None:
         """Cancel the calls under way and hang up."""
         self._closed = True
@@ -87,6 +120,13 @@ class GrpcChannel:
         if connection is not None:
             connection.close()
             await connection.lost
+
+    def drop(self, reason: str) -> None:
+        """Give the connection up, the calls under way with it: they raise Unavailable. The next
+        call makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort(reason)
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,12 +139,12 @@ class GrpcChannel:
     ) -> None:
         await self.aclose()
 
-    def ready(self) -> _ClientConnection | None:
+    def ready(self) -> ClientConnection | None:
         """A connection that takes a call now."""
         connection = self._connection
         return connection if connection is not None and connection.http2.can_open else None
 
-    async def connected(self) -> _ClientConnection:
+    async def connected(self) -> ClientConnection:
         """A connection that took a call when it was asked; raises Unavailable."""
         while (connection := self.ready()) is None:
             if self._closed:
@@ -132,9 +172,11 @@ class GrpcChannel:
             if self._connection.http2.usable:
                 return  # somebody else was faster
             self._connection.retire()
+        if not self._path:
+            raise errors.Unavailable("the connection was lost")
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_unix_connection(_ClientConnection, self._path)
+            _, connection = await loop.create_unix_connection(ClientConnection, self._path)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise errors.Unavailable(f"dial unix {self._path}: {reason}") from error
@@ -160,7 +202,7 @@ class GrpcStream(ClientStream):
         self._timer: asyncio.TimerHandle | None = None
         if self._deadline is not None:
             self._timer = self._loop.call_at(self._deadline, self._expire)
-        self._connection: _ClientConnection | None = None
+        self._connection: ClientConnection | None = None
         self._stream: Stream | None = None
         self.reader: MessageReader | None = None
         self._messages: deque[Message] = deque()
@@ -168,7 +210,7 @@ class GrpcStream(ClientStream):
         self._ended = False
         self._error: errors.Error | None = None
         self._waiter: asyncio.Future[None] | None = None  # of recv
-        self._connecting: asyncio.Task[_ClientConnection] | None = None
+        self._connecting: asyncio.Task[ClientConnection] | None = None
 
     async def send(self, message: Message) -> None:
         await self._send(message, end=False)
@@ -205,7 +247,7 @@ class GrpcStream(ClientStream):
         self._raise_error()
         if stream.ending:
             raise errors.FailedPrecondition("the call takes no more requests")
-        connection = cast("_ClientConnection", self._connection)
+        connection = cast("ClientConnection", self._connection)
         connection.send_message(stream, *parts_of(message), end=end)
         await connection.drained(stream)
         self._raise_error()
@@ -226,7 +268,7 @@ class GrpcStream(ClientStream):
         assert self._stream is not None
         return self._stream
 
-    def _head(self, connection: _ClientConnection) -> bytes:
+    def _head(self, connection: ClientConnection) -> bytes:
         block = connection.http2.encode(self._channel.head(self._method.path, self._metadata))
         unique = [pair for pair in self._metadata if pair[0] in _UNIQUE]
         left = None if self._deadline is None else self._deadline - self._loop.time()
@@ -304,22 +346,23 @@ class GrpcStream(ClientStream):
             self._unreleased = 0
 
 
-class _ClientConnection(GrpcConnection):
+class ClientConnection(GrpcConnection):
     """One connection; the ``context`` of its streams are the calls."""
 
     def __init__(self) -> None:
         super().__init__(server=False, interpret=ResponseHead)
         self.lost: asyncio.Future[None] = self.loop.create_future()
         self._retired = False
-        self._lost_text = "the connection was lost"
+        self.lost_text = "the connection was lost"
         self._waiting: deque[asyncio.Future[None]] = deque()  # for a stream to end
+        self._greeting: asyncio.Future[None] | None = None
 
     def handle(self, event: Event) -> None:
         if type(event) is GoneAway:
             self._retired = True  # Go's server waits for us to hang up
             if event.code:
                 reason = event.text[:_REASON] or f"error code {event.code}"
-                self._lost_text = f"the connection was lost: {reason}"
+                self.lost_text = f"the connection was lost: {reason}"
             self._admit(len(self._waiting))
             return
         call: GrpcStream | None = event.stream.context  # type: ignore[union-attr]
@@ -340,6 +383,8 @@ class _ClientConnection(GrpcConnection):
         """Streams may have ended: see to what that makes possible."""
         if self._waiting:
             self._admit(self.http2.max_streams - len(self.http2.streams))
+        if self._greeting is not None and self.http2.settled:
+            wake(self._greeting)
         if self._retired and not self.http2.streams:
             self.transport.close()
 
@@ -347,9 +392,19 @@ class _ClientConnection(GrpcConnection):
         super().connection_lost(exc)
         for stream in list(self.http2.streams.values()):
             if stream.context is not None:
-                stream.context.broken(errors.Unavailable(self._lost_text))
+                stream.context.broken(errors.Unavailable(self.lost_text))
         self._admit(len(self._waiting))
+        wake(self._greeting)
         self.lost.set_result(None)
+
+    async def greeted(self) -> None:
+        """Wait for the server's first words. Raises Unavailable when it hangs up."""
+        if not (self.http2.settled or self.lost.done()):
+            self._greeting = self.loop.create_future()
+            await self._greeting
+            self._greeting = None
+        if not self.http2.settled:
+            raise errors.Unavailable(self.lost_text)
 
     def open(self, block: bytes, call: GrpcStream) -> Stream:
         """Begin a stream."""
@@ -385,6 +440,11 @@ class _ClientConnection(GrpcConnection):
         self.http2.close()
         self.flush()
         self.transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Hang up without a word, for a reason that those who wait are told."""
+        self.lost_text = reason
+        self.transport.abort()
 
     def _admit(self, count: int) -> None:
         while count > 0 and self._waiting:

@@ -12,6 +12,7 @@ from cradled.convert.values import (
 )
 from cradled.core.content import Reader
 from cradled.core.diff import DiffOptions
+from cradled.core.scope import bound
 from cradled.differs.ordered import Differ
 from cradled.errors import InvalidArgument, NotFound
 from cradled.metadata.db import Database
@@ -27,7 +28,7 @@ class DiffService:
         layer = descriptor_from_proto(request.diff)
         blob = await self._open(call, layer.digest)
         try:
-            applied = await self._differ.apply(
+            applied = await bound(self._differ, call.scope()).apply(
                 layer,
                 blob,
                 [mounts.from_proto(mount) for mount in request.mounts],
@@ -49,7 +50,8 @@ class DiffService:
         )
         left = [mounts.from_proto(mount) for mount in request.left]
         right = [mounts.from_proto(mount) for mount in request.right]
-        made = await self._differ.compare(left, right, content, options)
+        differ = bound(self._differ, call.scope())
+        made = await differ.compare(left, right, content, options)
         return pb.DiffResponse(diff=descriptor_to_proto(made))
 
     async def _open(self, call: Call, digest: str) -> Reader:

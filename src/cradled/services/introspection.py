@@ -14,6 +14,7 @@ from cradled.convert.values import any_from_proto, any_to_proto, timestamp
 from cradled.core.deprecations import Deprecation
 from cradled.core.values import AnyValue
 from cradled.errors import FailedPrecondition, NotFound, Unimplemented
+from cradled.oci import platforms
 from cradled.oci.platforms import Platform
 from cradled.plugin.types import Plugin
 from cradled.rpc.call import Call
@@ -86,11 +87,22 @@ class IntrospectionService:
             type=registration.type,
             id=registration.id,
             requires=registration.requires,
-            platforms=[self._platform] if registration.has_platform else (),
+            platforms=self._platforms(plugin),
             exports=plugin.exports,
             capabilities=plugin.capabilities,
             init_err=error,
         )
+
+    def _platforms(self, plugin: Plugin) -> list[PlatformMessage]:
+        if not plugin.platform:
+            return [self._platform] if plugin.registration.has_platform else []
+        return [_platform(platforms.parse(plugin.platform))]
+
+
+def _platform(platform: Platform) -> PlatformMessage:
+    return PlatformMessage(
+        os=platform.os, architecture=platform.architecture, variant=platform.variant
+    )
 
 
 def _fields(plugin: Plugin) -> filters.Adaptor:

@@ -115,8 +115,7 @@ def test_entries_are_replaced_as_a_whole(directory: Path) -> None:
         "capabilities": (),
     }
     assert config.proxy_plugins["b"].capabilities == ("x",)
-    assert {one.path for one in problems} == {("proxy_plugins", "a"), ("proxy_plugins", "b")}
-    assert {(one.level, one.text.partition(":")[0]) for one in problems} == {("note", "no effect")}
+    assert not problems
     uris = {registration.uri for registration in builtins.proxies(config)}
     assert uris == {"io.containerd.differ.v1.a", ".b"}
 
@@ -164,8 +163,6 @@ def test_every_problem_is_told_at_once(directory: Path) -> None:
         '(did you mean "io.containerd.gc.v1.scheduler"?)',
         'b.toml:3: warning: Ignoring unknown key in TOML: timeouts."io.containerd.timeout.shim.lod"'
         ' (did you mean "io.containerd.timeout.shim.load"?)',
-        "b.toml:4: note: no effect: this daemon does not use plugins of other processes yet: "
-        "proxy_plugins.x",
         "b.toml:5: warning: Ignoring unknown key in TOML: proxy_plugins.x.adress "
         '(did you mean "address"?)',
         f"error: {directory}/c.toml: Expected '=' after a key in a key/value pair "

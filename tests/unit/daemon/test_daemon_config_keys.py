@@ -46,6 +46,7 @@ env = ["A=b"]
 "io.containerd.timeout.shim.shutdown" = "3s"
 "io.containerd.timeout.task.state" = "2s"
 "io.containerd.timeout.metrics.shimstats" = "2s"
+"io.containerd.timeout.proxy.call" = "5m0s"
 "io.containerd.timeout.bolt.open" = "0s"
 "io.containerd.timeout.cri.defercleanup" = "1m0s"
 
