@@ -4,12 +4,14 @@ A process of a *legacy* or *hybrid* host is in one group per controller (``memor
 more of the unified hierarchy; on a *unified* host it is in that one only. The hierarchies are
 looked for where every distribution mounts them, below ``/sys/fs/cgroup``.
 
-Used by the shim: imports only ``os``.
+Used by the shim: imports only ``os`` and C modules.
 """
 
 from __future__ import annotations
 
 import os
+
+from cradled.linux.signals import SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +60,12 @@ class Cgroup:
         else:
             write(f"{self.directory('freezer')}/freezer.state", "THAWED")
 
+    def is_frozen(self) -> bool:
+        """Whether no process in the group runs, nor will."""
+        if self.unified:
+            return table(f"{self.directory('')}/cgroup.events").get("frozen") == 1
+        return text(f"{self.directory('freezer')}/freezer.state").strip() == "FROZEN"
+
     def _members(self) -> str:
         for controller in _MEMBERS:
             directory = self.directory(controller)
@@ -84,6 +92,30 @@ def directories(path: str) -> list[str]:
 def join(directory: str, pid: int) -> None:
     """Move a process into a group. Raises OSError."""
     write(f"{directory}/cgroup.procs", str(pid))
+
+
+def kill(directory: str) -> None:
+    """End all processes in a group and below it; they die a little later."""
+    try:
+        for pid in list(_pids(directory)):
+            if pid:  # 0 is one of another pid namespace
+                _kill(pid)
+        if os.path.exists(f"{directory}/freezer.state"):
+            write(f"{directory}/freezer.state", "THAWED")  # or they would wait for it
+    except OSError:
+        pass  # the group is gone
+
+
+def remove(directory: str) -> None:
+    """Remove a group and those below it, unless there are processes in them."""
+    try:
+        with os.scandir(directory) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for path in below:
+            remove(path)
+        os.rmdir(directory)
+    except OSError:
+        pass
 
 
 def read(path: str) -> str:
@@ -143,6 +175,13 @@ def assignments(words: list[str]) -> dict[str, int]:
     """Words ``key=value``; ``max`` is ``NO_LIMIT``."""
     pairs = (word.partition("=") for word in words)
     return {key: NO_LIMIT if value == "max" else int(value) for key, _, value in pairs}
+
+
+def _kill(pid: int) -> None:
+    try:  # noqa: SIM105 (contextlib is not worth its import)
+        os.kill(pid, SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def _pids(directory: str) -> Iterator[int]:

@@ -20,8 +20,9 @@ def spawn(
     """Start a program, looked up in PATH, and return its pid.
 
     ``fds`` become its descriptors 0, 1, 2, ...; None is /dev/null. A number in ``fds`` that is
-    itself below ``len(fds)`` would be overwritten (``linux.fds.above``). Signals are at their
-    defaults and none is blocked. Raises OSError, FileNotFoundError for a missing program too.
+    itself below ``len(fds)`` would be overwritten (``linux.fds.above``). It is the first of a
+    process group, so that it can be killed with all that it starts. Signals are at their defaults
+    and none is blocked. Raises OSError, FileNotFoundError for a missing program too.
     """
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
     for number, fd in enumerate(fds):
@@ -30,5 +31,11 @@ def spawn(
         else:
             actions.append((os.POSIX_SPAWN_DUP2, fd, number))
     return os.posix_spawnp(
-        argv[0], argv, env, file_actions=actions, setsigmask=(), setsigdef=IGNORED_BY_PYTHON
+        argv[0],
+        argv,
+        env,
+        file_actions=actions,
+        setpgroup=0,
+        setsigmask=(),
+        setsigdef=IGNORED_BY_PYTHON,
     )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from cradled.shim.messages import Mount, Options
 
+_DIGITS = 7  # of the largest pid
+
 
 def save_options(bundle: str, options: Options, binary: str) -> None:
     """Write ``options.json`` and ``runtime``."""
@@ -66,9 +68,13 @@ def read_address(bundle: str) -> str:
 def read_pid(path: str) -> int:
     """The number in a pid file. Raises Error."""
     try:
-        return int(cgroup.read(path))
-    except (OSError, ValueError) as error:
-        raise Error(f"failed to retrieve OCI runtime container pid: {error}") from None
+        text = cgroup.read(path).strip()
+    except OSError as error:
+        raise Error(f"open {path}: {(error.strerror or '').lower()}") from None
+    pid = int(text) if text.isdecimal() and len(text) <= _DIGITS else 0
+    if not pid:
+        raise Error(f"{text[:80]!a} is no pid")
+    return pid
 
 
 def mount_rootfs(bundle: str, mounts: Sequence[Mount]) -> None:

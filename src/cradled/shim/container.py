@@ -16,7 +16,7 @@ from cradled.errors import AlreadyExists, Error, FailedPrecondition, NotFound
 from cradled.linux import cgroup, fs, pty
 from cradled.linux.coroutines import Future, Lock
 from cradled.linux.signals import SIGKILL
-from cradled.shim import bundle, direct, runc
+from cradled.shim import bundle, direct, leftovers, log, runc
 from cradled.shim import messages as m
 from cradled.shim.cgroup import metrics
 from cradled.shim.oom import OomWatch
@@ -41,11 +41,20 @@ DRAIN = 10.0
 class Supervisor:
     """What all containers of a shim share."""
 
-    def __init__(self, loop: Loop, reaper: Reaper, publisher: Publisher, namespace: str) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        publisher: Publisher,
+        namespace: str,
+        limit: float | None,
+    ) -> None:
         self.loop = loop
         self.reaper = reaper
         self.publisher = publisher
         self.namespace = namespace
+        self.limit = limit
+        """Seconds for a command of a runtime; None are as many as it takes."""
 
 
 class Process:
@@ -72,6 +81,11 @@ class Process:
         self.exit_status = 0
         self.exited_at = 0
 
+    @property
+    def end(self) -> m.Timestamp | None:
+        """When it ended, as it is told; None for one that has not, or never ran."""
+        return timestamp(self.exited_at) if self.exited_at else None
+
 
 class Container:
     """A container in a bundle, from before its creation to its deletion."""
@@ -83,9 +97,10 @@ class Container:
         self._request = request
         self._options = options
         root = f"{options.root or runc.DEFAULT_ROOT}/{shim.namespace}"
-        self._runc = runc.Runc(shim.reaper, options, root, f"{request.bundle}/log.json")
-        # Where runc keeps what is known to ``direct``.
-        self._direct = f"{root}/{self.id}" if self._runc.name == runc.DEFAULT_BINARY else ""
+        log = f"{request.bundle}/log.json"
+        self._runc = runc.Runc(shim, options, root, log, shim.limit)
+        self._notes = f"{root}/{self.id}"  # where most runtimes keep what they know
+        self._direct = self._notes if self._runc.name == runc.DEFAULT_BINARY else ""
         self.init = Process("", request)
         self.execs: dict[str, Process] = {}
         self._consoles = 0
@@ -114,12 +129,15 @@ class Container:
         failpoints.hit("shim.create.options")
         bundle.mount_rootfs(self.bundle, request.rootfs)
         failpoints.hit("shim.create.mounted")
+        is_new = not os.path.lexists(self._notes)
         try:
             if not request.checkpoint:
                 words = runc.create_words(options, self.bundle, self._pid_file("init"), self.id)
                 await self._launch(self.init, "OCI runtime create failed", words)
                 failpoints.hit("shim.create.made")
         except BaseException:
+            if is_new:
+                await self._clear()
             bundle.unmount_rootfs(self.bundle, request.rootfs)
             raise
         io = m.TaskIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr,
@@ -160,7 +178,11 @@ class Container:
                 await self._runc.delete(self.id)
             failpoints.hit("shim.delete.deleted")
             if init.pid:  # deleting kills one that was never started
+                if not init.ended.done:
+                    os.kill(init.pid, SIGKILL)
                 await self._shim.loop.within(init.exited, DRAIN)
+            if self._group is not None and self._group.exists():
+                await self._clear()  # so the runtime has not
             for process in (*self.execs.values(), init):
                 if process.streams is not None:
                     await process.streams.close()
@@ -170,7 +192,7 @@ class Container:
             bundle.unmount_rootfs(self.bundle, self._request.rootfs)
             failpoints.hit("shim.delete.unmounted")
             init.state.done("delete")
-        ended = {"exit_status": init.exit_status, "exited_at": timestamp(init.exited_at)}
+        ended = {"exit_status": init.exit_status, "exited_at": init.end}
         self._tell("delete", m.TaskDelete, pid=init.pid, **ended)
         failpoints.hit("shim.delete.told")
         return init
@@ -218,18 +240,27 @@ class Container:
 
     # What is done to processes
 
+    def status(self, process: Process) -> int:
+        """Its state, which is the container's while that is frozen."""
+        now = self.init.state.now
+        return now if now in (PAUSED, PAUSING) else process.state.now
+
     async def kill(self, exec_id: str, signal: int, *, all: bool) -> None:
         """Send a signal to a process, or to all of the container."""
         process = self.process(exec_id)
         if process.pid == 0:
             raise FailedPrecondition("process not created")
-        if process.ended.done:
+        of_all = all and not exec_id
+        if process.ended.done and not of_all:
             raise NotFound("process already finished")
-        if not exec_id and (all or not self._runc.plain):
+        if of_all or not (exec_id or self._runc.plain):
             await self._runc.kill(self.id, signal, all=all)
             return
         failpoints.hit("shim.kill.asked")
-        os.kill(process.pid, signal)
+        try:
+            os.kill(process.pid, signal)
+        except (OSError, OverflowError) as error:  # there is no such signal
+            raise Error(f"unknown error after kill: {error}") from None
         failpoints.hit("shim.kill.sent")
         if not exec_id and signal == SIGKILL and process.state.now == PAUSED and self._group:
             self._group.thaw()  # or the signal would wait for resume
@@ -246,11 +277,21 @@ class Container:
             finally:
                 if state.now == PAUSING:
                     state.now = RUNNING
+                    if self._group is not None and self._runc.plain:
+                        self._group.thaw()  # a runtime that was killed may leave it half frozen
         self._tell("paused", m.TaskPaused)
 
     async def resume(self) -> None:
         """Let frozen processes run."""
-        await self._locked("resume", "OCI runtime resume failed", "resume", self.id)
+        async with self.init.lock:
+            self.init.state.check("resume")
+            try:
+                await self._runc.run("OCI runtime resume failed", "resume", self.id)
+                self.init.state.done("resume")
+            except Error:
+                if self._runc.plain and self._group and not self._group.is_frozen():
+                    self.init.state.done("resume")
+                raise
         self._tell("resumed", m.TaskResumed)
 
     async def dump(self, path: str, options: m.CheckpointOptions) -> None:
@@ -275,8 +316,7 @@ class Container:
             pids = self._group.pids() if self._group is not None and self._group.exists() else []
         else:
             failure = "OCI runtime ps failed"
-            text = await self._runc.output(failure, "ps", "--format", "json", self.id)
-            pids = [int(word) for word in text.decode().strip("[] \nul").split(",") if word]
+            pids = runc.pids(await self._runc.output(failure, "ps", "--format", "json", self.id))
         execs = {process.pid: process.id for process in self.execs.values() if process.pid}
         return [m.ProcessInfo(pid=pid, info=_details(execs.get(pid))) for pid in pids]
 
@@ -341,9 +381,8 @@ class Container:
                 if process.request.terminal:
                     await self._run_on_terminal(streams, failure, words)
                 else:
-                    await self._runc.run(failure, *words, fds=streams.child)
-                process.pid = bundle.read_pid(self._pid_file(process.id or "init"))
-                process.ended = shim.reaper.watch(process.pid)
+                    await self._runc.make(failure, *words, fds=streams.child)
+                self._adopt(process)
         except BaseException:
             await streams.close()
             raise
@@ -352,11 +391,20 @@ class Container:
     async def _run_on_terminal(self, streams: Streams, failure: str, words: list[str]) -> None:
         self._consoles += 1
         with pty.HandOver(self.bundle, f"{self._consoles}.pty") as console:
-            await self._runc.run(failure, *runc.on_console(words, console.path))
+            await self._runc.make(failure, *runc.on_console(words, console.path))
             try:
                 streams.attach(console.receive())
             except OSError as error:
                 raise Error(f"failed to retrieve console master: {error}") from None
+
+    def _adopt(self, process: Process) -> None:
+        """Take over what the runtime says that it has made. Raises Error."""
+        try:
+            pid = bundle.read_pid(self._pid_file(process.id or "init"))
+            process.ended = self._shim.reaper.adopt(pid)
+        except Error as error:
+            raise Error(f"failed to retrieve OCI runtime container pid: {error}") from None
+        process.pid = pid
 
     def _attend(self) -> None:
         """Learn what is known only while init lives, and wait for its end."""
@@ -386,7 +434,7 @@ class Container:
         process.exit_status = ending.status
         process.exited_at = ending.at
         process.state.done("exit")
-        ended = {"exit_status": ending.status, "exited_at": timestamp(ending.at)}
+        ended = {"exit_status": ending.status, "exited_at": process.end}
         self._tell("exit", m.TaskExit, id=process.id or self.id, pid=process.pid, **ended)
         failpoints.hit("shim.exit.told" if process is self.init else "shim.exec.exited")
         process.exited.set()
@@ -394,10 +442,10 @@ class Container:
     async def _last_rites(self) -> None:
         """End what init has left behind, and wait until the ends of all execs have been told."""
         if not self._first_of_namespace:
-            try:  # noqa: SIM105 (contextlib is not worth its import)
-                await self._runc.kill(self.id, SIGKILL, all=True)
-            except Error:
-                pass  # nothing left to kill
+            try:
+                await self._runc.kill(self.id, SIGKILL, all=True, limit=runc.CLEANUP)
+            except Error:  # mostly because nothing is left
+                leftovers.kill(self.bundle, self.id)
         for process in list(self.execs.values()):
             if process.starting is not None:
                 await process.starting
@@ -409,8 +457,21 @@ class Container:
     ) -> None:
         async with self.init.lock:
             self.init.state.check(action)
-            await self._runc.run(failure, *words, fds=(stdin, None, None))
+            await self._runc.run(failure, *words, stdin=stdin)
             self.init.state.done(action)
+
+    async def _clear(self) -> None:
+        """Remove what the runtime should not have left."""
+        if os.path.lexists(self._notes):
+            try:
+                words = "delete", "--force", self.id
+                await self._runc.run("clean-up failed", *words, limit=runc.CLEANUP)
+            except Error as error:
+                log.line(str(error))
+        for _ in range(leftovers.ROUNDS):
+            if leftovers.remove(self.bundle, self.id, self._notes):
+                break
+            await self._shim.loop.sleep(leftovers.PAUSE)
 
     def _tell(self, topic: str, event: Any, **fields: Any) -> None:
         self._shim.publisher.send(f"/tasks/{topic}", event(container_id=self.id, **fields))

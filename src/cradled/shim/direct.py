@@ -38,7 +38,7 @@ _scan = make_scanner(_Plain)  # type: ignore[arg-type]
 
 async def start(loop: Loop, directory: str, ended: Future) -> bool:
     """Let a created init go on; whether it did. ``ended`` is done when the process has died."""
-    if not _is_plain(_state(directory), "poststart"):
+    if not _is_plain(load(f"{directory}/state.json"), "poststart"):
         return False
     fifo = f"{directory}/exec.fifo"
     try:
@@ -62,7 +62,7 @@ async def start(loop: Loop, directory: str, ended: Future) -> bool:
 
 def delete(directory: str) -> bool:
     """Remove an ended container's cgroups and directory; whether all of it is gone."""
-    state = _state(directory)
+    state = load(f"{directory}/state.json")
     if not _is_plain(state, "poststop"):
         return False
     try:
@@ -90,10 +90,20 @@ def _is_plain(state: dict[str, Any], stage: str) -> bool:
         return False
 
 
-def _state(directory: str) -> dict[str, Any]:
-    """runc's notes about a container; empty where there are none that can be read."""
+def discard(directory: str) -> None:
+    """Remove notes of a container that is no more, as far as that goes."""
     try:
-        return dict(_scan(cgroup.read(f"{directory}/state.json"), 0)[0])
+        for name in os.listdir(directory):
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
+    except OSError:
+        pass
+
+
+def load(path: str) -> dict[str, Any]:
+    """A JSON object in a file; an empty one where there is none that can be read."""
+    try:
+        return dict(_scan(cgroup.read(path), 0)[0])
     except (OSError, ValueError, TypeError, StopIteration, RecursionError):
         return {}
 

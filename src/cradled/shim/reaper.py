@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from time import time_ns
 
+from cradled.errors import Error
 from cradled.linux.coroutines import Closed, Future
 from cradled.linux.signals import SIGCHLD, SIGINT, SIGTERM, handle, wake
 
@@ -69,6 +70,17 @@ class Reaper:
             else:
                 self._watched[pid] = future
         return future
+
+    def adopt(self, pid: int) -> Future:
+        """The same of a process that a child says it has left to us. Raises Error if it has not."""
+        try:
+            if pid not in self._unknown:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            raise Error(f"process {pid} is none of its own") from None
+        if pid in self._watched:
+            raise Error(f"process {pid} is another's")
+        return self.watch(pid)
 
     def __enter__(self) -> None:
         """Keep the endings of unknown processes until the block is left."""

@@ -5,25 +5,45 @@ restore; and of these runc itself need not start and delete (``direct``). A runt
 are processes of this host (``plain``) is not asked to kill one process or to list them. A runtime
 that is running while the shim is killed runs on; what it makes is found and removed by the
 ``delete`` program.
+
+A runtime that does not come to its end is killed, with all that is in its process group; what runs
+in a container has a session of its own. Its time is measured for what is broken, not for what is
+slow: a host under load, or a hook, may take a while.
 """
 
 from __future__ import annotations
 
 import os
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, fcntl
 
 from cradled import failpoints
 from cradled.errors import Error, NotFound
+from cradled.linux.signals import SIGKILL
 from cradled.linux.spawn import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cradled.shim.container import Supervisor
     from cradled.shim.messages import CheckpointOptions, Options
-    from cradled.shim.reaper import Ending, Reaper
+    from cradled.shim.reaper import Ending
 
 DEFAULT_BINARY = "runc"
 DEFAULT_ROOT = "/run/containerd/runc"
+
+LIMIT = 120.0
+"""Seconds for a command, where nobody says how many."""
+CLEANUP = 10.0
+"""Seconds for one that cleans up: something has gone wrong before it."""
+
+_SLOW = ("checkpoint", "restore")  # take the longer, the more memory a container has
+_SLOWER = 10
+_DYING = 1.0  # seconds that a killed runtime gets; one that its disk holds up takes longer
+_PRINTED = 1 << 20  # bytes that a runtime can print where that is kept
+_LOGGED = 1 << 16  # bytes of the end of its log that are looked through
+_TOLD = 4096  # bytes of the end of what it printed that are told
+_LAST_PID = 1 << 22  # the most that a kernel can be told to have
 
 _PLAIN = ("runc", "crun", "youki")
 _NOTHING: tuple[int | None, int | None, int | None] = (None, None, None)
@@ -35,13 +55,21 @@ ENVIRONMENT = {"GOMAXPROCS": "1"} | {k: v for k, v in os.environ.items() if k no
 
 
 class Runc:
-    """The runtime of one container. ``root`` is the directory of its state files."""
+    """The runtime of one container.
 
-    __slots__ = ("_options", "_reaper", "binary", "log", "root")
+    ``root`` is the directory of its state files, ``log`` the file it logs to; ``limit`` are the
+    seconds that a command gets, None for as many as it takes.
+    """
 
-    def __init__(self, reaper: Reaper, options: Options, root: str, log: str) -> None:
-        self._reaper = reaper
+    __slots__ = ("_limit", "_loop", "_options", "_reaper", "binary", "log", "root")
+
+    def __init__(
+        self, shim: Supervisor, options: Options, root: str, log: str, limit: float | None
+    ) -> None:
+        self._loop = shim.loop
+        self._reaper = shim.reaper
         self._options = options
+        self._limit = limit
         self.binary = options.binary_name or DEFAULT_BINARY
         self.root = root
         self.log = log
@@ -56,24 +84,43 @@ class Runc:
         """Whether a container's processes are processes of this host, signalled as such."""
         return self.name in _PLAIN
 
-    async def run(self, failure: str, *words: str, fds: Sequence[int | None] = _NOTHING) -> None:
-        """Run a command to its end. Raises Error, ``failure`` and the runtime's own words."""
-        offset = _size(self.log)
-        try:
-            pid = spawn(argv(self._options, self.root, self.log, *words), ENVIRONMENT, fds)
-        except OSError as error:
-            raise Error(f"{failure}: {_not_started(self.binary, self.log, error)}") from None
-        failpoints.hit("shim.runtime.running")
-        ending: Ending = await self._reaper.watch(pid)
-        if ending.status:
-            text = last_error(_tail(self.log, offset))
-            raise Error(f"{failure}: {text or _no_reason(self.binary, ending.status)}")
+    async def make(self, failure: str, *words: str, fds: Sequence[int | None] = _NOTHING) -> None:
+        """Run a command that makes a process, with the descriptors that are to be the process's.
 
-    async def kill(self, id: str, signal: int, *, all: bool = False) -> None:
+        Raises as ``run`` does.
+        """
+        await self._run(failure, words, fds, self._limit, -1)
+
+    async def run(
+        self, failure: str, *words: str, stdin: int | None = None, limit: float | None = None
+    ) -> None:
+        """Run a command to its end, or to the end of its time (``limit``: less than usual).
+
+        Raises Error, ``failure`` and the runtime's own words.
+        """
+        fd = _memory()
+        limit = min(filter(None, (limit, self._limit)), default=None)
+        try:
+            await self._run(failure, words, (stdin, fd, fd), limit, fd)
+        finally:
+            os.close(fd)
+
+    async def output(self, failure: str, *words: str) -> bytes:
+        """What a command prints to its standard output. Raises as ``run`` does."""
+        fd = _memory()
+        try:
+            await self._run(failure, words, (None, fd, None), self._limit, fd)
+            return _printed(fd)
+        finally:
+            os.close(fd)
+
+    async def kill(
+        self, id: str, signal: int, *, all: bool = False, limit: float | None = None
+    ) -> None:
         """Have the runtime send a signal. Raises NotFound for what is not there any more."""
         words = ("kill", "--all", id, str(signal)) if all else ("kill", id, str(signal))
         try:
-            await self.run("OCI runtime kill failed", *words)
+            await self.run("OCI runtime kill failed", *words, limit=limit)
         except Error as error:
             raise kill_error(error) from None
 
@@ -85,14 +132,44 @@ class Runc:
             if "does not exist" not in error.what:
                 raise
 
-    async def output(self, failure: str, *words: str) -> bytes:
-        """What a command prints."""
-        fd = os.memfd_create("output", os.MFD_CLOEXEC)
+    async def _run(
+        self,
+        failure: str,
+        words: Sequence[str],
+        fds: Sequence[int | None],
+        limit: float | None,
+        printed: int,
+    ) -> None:
+        offset = _size(self.log)
         try:
-            await self.run(failure, *words, fds=(None, fd, None))
-            return os.pread(fd, os.fstat(fd).st_size, 0)
-        finally:
-            os.close(fd)
+            pid = spawn(argv(self._options, self.root, self.log, *words), ENVIRONMENT, fds)
+        except OSError as error:
+            raise Error(f"{failure}: {_not_started(self.binary, self.log, error)}") from None
+        failpoints.hit("shim.runtime.running")
+        if limit is not None and words[0] in _SLOW:
+            limit *= _SLOWER
+        trouble = await self._end(pid, limit)
+        if trouble:
+            said = last_error(_tail(self.log, offset))
+            if not said:
+                said = f"{self.binary} {trouble}"
+                if printed >= 0 and (text := _text(_printed(printed))):
+                    said += f": {text}"
+            raise Error(f"{failure}: {said}")
+
+    async def _end(self, pid: int, limit: float | None) -> str:
+        """Wait for a runtime's end; what is wrong with it, if anything is."""
+        ended = self._reaper.watch(pid)
+        if limit is not None and not await self._loop.within(ended, limit):
+            os.killpg(pid, SIGKILL)
+            await self._loop.within(ended, _DYING)
+            return f"did not terminate within {limit:g} s"
+        ending: Ending = await ended
+        status = ending.status
+        if not status:
+            return ""
+        how = f"signal {status - 128}" if status > 128 else f"exit status {status}"
+        return f"did not terminate successfully: {how}"
 
 
 def argv(options: Options, root: str, log: str, *words: str) -> list[str]:
@@ -173,11 +250,24 @@ def last_error(log: str) -> str:
     for line in reversed(log.split("\n")):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("level") == "error":
             return str(entry.get("msg", "")).strip()
     return ""
+
+
+def pids(output: bytes) -> list[int]:
+    """The process ids that ``ps --format json`` prints. Raises Error for anything else."""
+    import json  # for runtimes that are asked for them
+
+    try:
+        found = json.loads(output) or []
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, list) and all(type(pid) is int and 0 < pid <= _LAST_PID for pid in found):
+        return found
+    raise Error(f"OCI runtime ps failed: {_text(output) or 'nothing'} is no list of processes")
 
 
 def _not_started(binary: str, log: str, error: OSError) -> str:
@@ -185,13 +275,27 @@ def _not_started(binary: str, log: str, error: OSError) -> str:
         reason = f'exec: "{binary}": executable file not found in $PATH'
     else:
         reason = f'fork/exec "{binary}": {(error.strerror or "").lower()}'
-    missing = f"open {log}: no such file or directory"
-    return f"unable to retrieve OCI runtime error ({missing}): {reason}"
+    if os.path.exists(log):
+        return reason
+    return f"unable to retrieve OCI runtime error (open {log}: no such file or directory): {reason}"
 
 
-def _no_reason(binary: str, status: int) -> str:
-    ended = f"signal {status - 128}" if status > 128 else f"exit status {status}"
-    return f"{binary} did not terminate successfully: {ended}"
+def _memory() -> int:
+    """A file in memory that does not grow for ever. The position in it is where it ends."""
+    fd = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.truncate(fd, _PRINTED)
+    fcntl(fd, F_ADD_SEALS, F_SEAL_GROW)
+    return fd
+
+
+def _printed(fd: int) -> bytes:
+    return os.pread(fd, min(os.lseek(fd, 0, os.SEEK_CUR), _PRINTED), 0)
+
+
+def _text(printed: bytes) -> str:
+    """The end of what was printed, as one line that can be shown."""
+    words = printed[-_TOLD:].decode(errors="replace").split()
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(words))
 
 
 def _size(path: str) -> int:
@@ -204,7 +308,7 @@ def _size(path: str) -> int:
 def _tail(path: str, offset: int) -> str:
     try:
         with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read().decode(errors="replace")
+            file.seek(max(offset, os.fstat(file.fileno()).st_size - _LOGGED))
+            return file.read(_LOGGED).decode(errors="replace")
     except OSError:
         return ""

@@ -12,6 +12,7 @@ from _socket import AF_UNIX, SOCK_STREAM, socket
 from cradled.linux import libc, loop  # noqa: F401 (loop: for mounts of images)
 from cradled.shim import log
 from cradled.shim.rehearsal import rehearse
+from cradled.shim.runc import LIMIT
 from cradled.shim.supervise import run
 
 TYPE_CHECKING = False
@@ -34,9 +35,16 @@ def forked(params: dict[str, Any], fds: Sequence[int]) -> None:
     """Serve until shut down. ``fds`` is the listening Unix socket.
 
     ``params``: ``namespace``, ``bundle`` (of the first container; the working directory, and where
-    the ``log`` FIFO lies), ``ttrpc_address`` (of the daemon's events service; empty for none).
+    the ``log`` FIFO lies), ``ttrpc_address`` (of the daemon's events service; empty for none), and
+    where it is not the usual one ``runtime_limit`` (seconds for a runtime's command, or None).
     """
     listener = socket(AF_UNIX, SOCK_STREAM, 0, fds[0])
     os.set_inheritable(fds[0], False)
     os.chdir(params["bundle"])
-    run(listener, params["namespace"], params["bundle"], params["ttrpc_address"])
+    run(
+        listener,
+        params["namespace"],
+        params["bundle"],
+        params["ttrpc_address"],
+        limit=params.get("runtime_limit", LIMIT),
+    )

@@ -12,6 +12,7 @@ from cradled.shim import log, service
 from cradled.shim.container import Supervisor
 from cradled.shim.publisher import Publisher
 from cradled.shim.reaper import Reaper
+from cradled.shim.runc import LIMIT
 from cradled.shim.server import Server
 
 TYPE_CHECKING = False
@@ -34,11 +35,12 @@ def run(
     bundle: str,
     ttrpc_address: str,
     began: Callable[[Loop], None] | None = None,
+    limit: float | None = LIMIT,
 ) -> None:
     """Serve on a listening Unix socket until a client or a signal ends it; then remove its path.
 
     ``bundle`` is that of the first container. With an empty ``ttrpc_address`` nobody wants events.
-    ``began`` is called once all is set up.
+    ``began`` is called once all is set up. A runtime's command gets ``limit`` seconds.
     """
     _log_to_daemon(bundle)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -52,7 +54,7 @@ def run(
 
     reaper = Reaper(loop, shut_down)
     reaper.start()
-    shim = Supervisor(loop, reaper, publisher, namespace)
+    shim = Supervisor(loop, reaper, publisher, namespace, limit)
     tasks = service.TaskService(shim, shut_down)
 
     async def retire() -> None:
