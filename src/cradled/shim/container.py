@@ -13,10 +13,10 @@ import os
 
 from cradled import failpoints
 from cradled.errors import AlreadyExists, Error, FailedPrecondition, NotFound
-from cradled.linux import cgroup, fs, pty
+from cradled.linux import cgroup, fs, leftovers, pty
 from cradled.linux.coroutines import Future, Lock
 from cradled.linux.signals import SIGKILL
-from cradled.shim import bundle, direct, leftovers, log, runc
+from cradled.shim import bundle, direct, log, runc
 from cradled.shim import messages as m
 from cradled.shim.cgroup import metrics
 from cradled.shim.oom import OomWatch

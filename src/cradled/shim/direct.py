@@ -9,10 +9,9 @@ the runtime's own command does the work, or tells what is wrong.
 from __future__ import annotations
 
 import os
-from _json import make_scanner  # the package would bring regular expressions along
 
 from cradled import failpoints
-from cradled.linux import cgroup
+from cradled.linux import plain_json
 from cradled.linux.coroutines import Closed, Future
 
 TYPE_CHECKING = False
@@ -24,21 +23,9 @@ if TYPE_CHECKING:
 _OPENED = 5.0  # seconds until a waiting init has noticed its reader
 
 
-class _Plain:
-    """How JSON is read: as objects without a class."""
-
-    strict = True
-    object_hook = object_pairs_hook = None
-    parse_float, parse_int, parse_constant = float, int, float
-    memo: dict[str, str] = {}  # noqa: RUF012 - cleared by the scanner itself
-
-
-_scan = make_scanner(_Plain)  # type: ignore[arg-type]
-
-
 async def start(loop: Loop, directory: str, ended: Future) -> bool:
     """Let a created init go on; whether it did. ``ended`` is done when the process has died."""
-    if not _is_plain(load(f"{directory}/state.json"), "poststart"):
+    if not _is_plain(plain_json.load(f"{directory}/state.json"), "poststart"):
         return False
     fifo = f"{directory}/exec.fifo"
     try:
@@ -62,7 +49,7 @@ async def start(loop: Loop, directory: str, ended: Future) -> bool:
 
 def delete(directory: str) -> bool:
     """Remove an ended container's cgroups and directory; whether all of it is gone."""
-    state = load(f"{directory}/state.json")
+    state = plain_json.load(f"{directory}/state.json")
     if not _is_plain(state, "poststop"):
         return False
     try:
@@ -88,24 +75,6 @@ def _is_plain(state: dict[str, Any], stage: str) -> bool:
         return not special and not hooks.get(stage) and type(state["cgroup_paths"]) is dict
     except (AttributeError, KeyError, TypeError):
         return False
-
-
-def discard(directory: str) -> None:
-    """Remove notes of a container that is no more, as far as that goes."""
-    try:
-        for name in os.listdir(directory):
-            os.unlink(f"{directory}/{name}")
-        os.rmdir(directory)
-    except OSError:
-        pass
-
-
-def load(path: str) -> dict[str, Any]:
-    """A JSON object in a file; an empty one where there is none that can be read."""
-    try:
-        return dict(_scan(cgroup.read(path), 0)[0])
-    except (OSError, ValueError, TypeError, StopIteration, RecursionError):
-        return {}
 
 
 def _remove(group: str) -> None:

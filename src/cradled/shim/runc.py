@@ -14,10 +14,10 @@ slow: a host under load, or a hook, may take a while.
 from __future__ import annotations
 
 import os
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, fcntl
 
 from cradled import failpoints
 from cradled.errors import Error, NotFound
+from cradled.linux import capture
 from cradled.linux.signals import SIGKILL
 from cradled.linux.spawn import spawn
 
@@ -40,9 +40,7 @@ CLEANUP = 10.0
 _SLOW = ("checkpoint", "restore")  # take the longer, the more memory a container has
 _SLOWER = 10
 _DYING = 1.0  # seconds that a killed runtime gets; one that its disk holds up takes longer
-_PRINTED = 1 << 20  # bytes that a runtime can print where that is kept
 _LOGGED = 1 << 16  # bytes of the end of its log that are looked through
-_TOLD = 4096  # bytes of the end of what it printed that are told
 _LAST_PID = 1 << 22  # the most that a kernel can be told to have
 
 _PLAIN = ("runc", "crun", "youki")
@@ -98,7 +96,7 @@ class Runc:
 
         Raises Error, ``failure`` and the runtime's own words.
         """
-        fd = _memory()
+        fd = capture.memory()
         limit = min(filter(None, (limit, self._limit)), default=None)
         try:
             await self._run(failure, words, (stdin, fd, fd), limit, fd)
@@ -107,10 +105,10 @@ class Runc:
 
     async def output(self, failure: str, *words: str) -> bytes:
         """What a command prints to its standard output. Raises as ``run`` does."""
-        fd = _memory()
+        fd = capture.memory()
         try:
             await self._run(failure, words, (None, fd, None), self._limit, fd)
-            return _printed(fd)
+            return capture.printed(fd)
         finally:
             os.close(fd)
 
@@ -153,7 +151,7 @@ class Runc:
             said = last_error(_tail(self.log, offset))
             if not said:
                 said = f"{self.binary} {trouble}"
-                if printed >= 0 and (text := _text(_printed(printed))):
+                if printed >= 0 and (text := capture.line(capture.printed(printed))):
                     said += f": {text}"
             raise Error(f"{failure}: {said}")
 
@@ -267,7 +265,9 @@ def pids(output: bytes) -> list[int]:
         found = None
     if isinstance(found, list) and all(type(pid) is int and 0 < pid <= _LAST_PID for pid in found):
         return found
-    raise Error(f"OCI runtime ps failed: {_text(output) or 'nothing'} is no list of processes")
+    raise Error(
+        f"OCI runtime ps failed: {capture.line(output) or 'nothing'} is no list of processes"
+    )
 
 
 def _not_started(binary: str, log: str, error: OSError) -> str:
@@ -278,24 +278,6 @@ def _not_started(binary: str, log: str, error: OSError) -> str:
     if os.path.exists(log):
         return reason
     return f"unable to retrieve OCI runtime error (open {log}: no such file or directory): {reason}"
-
-
-def _memory() -> int:
-    """A file in memory that does not grow for ever. The position in it is where it ends."""
-    fd = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.truncate(fd, _PRINTED)
-    fcntl(fd, F_ADD_SEALS, F_SEAL_GROW)
-    return fd
-
-
-def _printed(fd: int) -> bytes:
-    return os.pread(fd, min(os.lseek(fd, 0, os.SEEK_CUR), _PRINTED), 0)
-
-
-def _text(printed: bytes) -> str:
-    """The end of what was printed, as one line that can be shown."""
-    words = printed[-_TOLD:].decode(errors="replace").split()
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(words))
 
 
 def _size(path: str) -> int:

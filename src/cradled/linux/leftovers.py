@@ -2,14 +2,15 @@
 
 A cgroup is taken for the container's own when the spec gives it the container's name. Of others
 nobody can say who else is in them: what is done to those is for the runtime to do.
+
+Used by the shim: imports only ``os`` and C modules.
 """
 
 from __future__ import annotations
 
 import os
 
-from cradled.linux import cgroup
-from cradled.shim import direct
+from cradled.linux import cgroup, plain_json
 
 ROUNDS = 200
 PAUSE = 0.01
@@ -28,15 +29,25 @@ def remove(bundle: str, id: str, notes: str) -> bool:
     for directory in groups:
         cgroup.kill(directory)
         cgroup.remove(directory)
-    direct.discard(notes)
+    _discard(notes)
     return not any(map(os.path.exists, (*groups, notes)))
 
 
 def _groups(bundle: str, id: str) -> list[str]:
     try:
-        path = direct.load(f"{bundle}/config.json")["linux"]["cgroupsPath"]
+        path = plain_json.load(f"{bundle}/config.json")["linux"]["cgroupsPath"]
     except (KeyError, TypeError):
         return []
     if not isinstance(path, str) or not path.startswith("/") or os.path.basename(path) != id:
         return []
     return cgroup.directories(path)
+
+
+def _discard(directory: str) -> None:
+    """Remove notes of a container that is no more, as far as that goes."""
+    try:
+        for name in os.listdir(directory):
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
+    except OSError:
+        pass

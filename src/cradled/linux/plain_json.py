@@ -1,0 +1,34 @@
+"""Blocking. Objects in JSON files, read without the ``json`` package and its regular expressions.
+
+Used by the shim: imports only C modules.
+"""
+
+from __future__ import annotations
+
+from _json import make_scanner
+
+from cradled.linux import cgroup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class _Plain:
+    """How JSON is read: as objects without a class."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int, parse_constant = float, int, float
+    memo: dict[str, str] = {}  # noqa: RUF012 - cleared by the scanner itself
+
+
+_scan = make_scanner(_Plain)  # type: ignore[arg-type]
+
+
+def load(path: str) -> dict[str, Any]:
+    """A JSON object in a file; an empty one where there is none that can be read."""
+    try:
+        return dict(_scan(cgroup.read(path), 0)[0])
+    except (OSError, ValueError, TypeError, StopIteration, RecursionError):
+        return {}
