@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Callable
+    from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 faulthandler.register(signals.SIGUSR1, 2)  # here, so that what is forked from us has it already
@@ -47,9 +48,12 @@ def run(
     for number in signals.IGNORED_BY_PYTHON:
         signals.ignore(number)
     loop = Loop(log.trace)
+    names = [listener.getsockname()]
     publisher = Publisher(loop, ttrpc_address, namespace)
 
     def shut_down() -> None:
+        _remove(names)  # at once: killed from here on, it shall leave no socket behind
+        failpoints.hit("shim.unlinked")
         loop.spawn(_finish(loop, publisher))
 
     reaper = Reaper(loop, shut_down)
@@ -74,7 +78,7 @@ def run(
     loop.run()
     reaper.stop()
     failpoints.hit("shim.leaving")
-    _remove(listener.getsockname())
+    _remove(names)
 
 
 async def _finish(loop: Loop, publisher: Publisher) -> None:
@@ -92,9 +96,12 @@ def _log_to_daemon(bundle: str) -> None:
     os.close(fd)
 
 
-def _remove(address: str | bytes) -> None:
-    if isinstance(address, str) and address:  # an abstract one comes as bytes
-        try:  # noqa: SIM105 (contextlib is not worth its import)
-            os.unlink(address)
-        except OSError:
-            pass
+def _remove(names: list[Any]) -> None:
+    """Remove the sockets at these paths, once: the next to be found there is a successor's."""
+    while names:
+        address = names.pop()
+        if isinstance(address, str) and address:  # an abstract one comes as bytes
+            try:  # noqa: SIM105 (contextlib is not worth its import)
+                os.unlink(address)
+            except OSError:
+                pass
