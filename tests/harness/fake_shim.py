@@ -1,4 +1,4 @@
-"""A shim without containers: the Task service over ttrpc, its processes in a table.
+"""A shim without containers: the Task service over ttrpc or gRPC, its processes in a table.
 
 ``FakeShims`` is a launcher of such shims, each on a socket of its own in this process. They behave
 as the reference says, as far as the daemon can tell; ``script`` has them fail or hang.
@@ -21,6 +21,7 @@ from cradled.core.tasks import Exit
 from cradled.core.values import AnyValue
 from cradled.errors import AlreadyExists, Error, NotFound, Unavailable
 from cradled.rpc.call import Call
+from cradled.rpc.grpc_server import GrpcServer
 from cradled.rpc.service import Router
 from cradled.rpc.ttrpc_server import TtrpcServer
 from cradled.runtime.bootstrap import Bootstrap
@@ -43,7 +44,7 @@ class _Process:
 class FakeShim:
     """One shim and its calls by name; ``script[name]`` runs before a call is answered."""
 
-    def __init__(self, path: str, version: int) -> None:
+    def __init__(self, path: str, version: int, protocol: str = "ttrpc") -> None:
         self.path = path
         self.calls: list[str] = []
         self.namespaces: set[str] = set()
@@ -52,7 +53,7 @@ class FakeShim:
         self._next_pid = 1000
         router = Router()
         router.add(pb.Task if version >= 3 else task_v2_pb2.Task, self)
-        self._server = TtrpcServer(router)
+        self._server = GrpcServer(router) if protocol == "grpc" else TtrpcServer(router)
 
     async def serve(self) -> None:
         listener = socket.socket(socket.AF_UNIX)
@@ -60,9 +61,12 @@ class FakeShim:
         listener.listen()
         await self._server.serve(listener)
 
+    async def stop(self) -> None:
+        await self._server.stop(0)
+
     async def die(self) -> None:
         """Be gone, as if killed."""
-        await self._server.stop(0)
+        await self.stop()
         if os.path.exists(self.path):
             os.unlink(self.path)
 
@@ -189,9 +193,10 @@ class FakeShims:
     path = "/fake/containerd-shim-fake-v1"
     is_tidy = True
 
-    def __init__(self, directory: Path, version: int = 3) -> None:
+    def __init__(self, directory: Path, version: int = 3, protocol: str = "ttrpc") -> None:
         self.directory = directory
         self.version = version
+        self.protocol = protocol
         self.shims: dict[str, FakeShim] = {}
         self.deleted: list[str] = []
         self.script: dict[str, Callable[[], Any]] = {}
@@ -215,10 +220,10 @@ class FakeShims:
         if self.broken:
             raise Unavailable("no shim today")
         path = str(self.directory / f"{bundle.id}.{len(self.shims)}")
-        shim = self.shims[bundle.id] = FakeShim(path, self.version)
+        shim = self.shims[bundle.id] = FakeShim(path, self.version, self.protocol)
         shim.script.update(self.script)
         await shim.serve()
-        result = Bootstrap(3, f"unix://{path}")
+        result = Bootstrap(3, f"unix://{path}", self.protocol)
         bundle.save_bootstrap(result)
         return result
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from cradled import errors
+from cradled import errors, spans
 from cradled.api.pool import Method
 from cradled.rpc.service import Message, encode
 from cradled.rpc.status import Code, from_status
@@ -73,7 +73,7 @@ class TtrpcChannel:
                 _service(method),
                 method.name,
                 encode(request),
-                metadata=metadata,
+                metadata=(*metadata, *spans.outgoing()),
                 timeout=timeout,
             )
         except aio.ConnectionClosed as error:
@@ -87,7 +87,7 @@ class TtrpcChannel:
     def open(
         self, method: Method, /, *, metadata: Metadata = (), timeout: float | None = None
     ) -> ClientStream:
-        return _Stream(self._client, method, metadata, timeout)
+        return _Stream(self._client, method, (*metadata, *spans.outgoing()), timeout)
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -21,7 +21,7 @@ from cradled.core.tasks import CreateTask, Exit
 from cradled.core.values import AnyValue
 from cradled.errors import Unimplemented
 from cradled.linux.tree import remove_tree
-from cradled.runtime import bootstrap
+from cradled.runtime import bootstrap, dialing
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, group_of
 from cradled.runtime.launcher import RUNC_OPTIONS, Launcher, Launchers, runc_options
@@ -32,7 +32,6 @@ from cradled.spans import span, traced
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10.0
 GONE_SECONDS = 1.0
 """How long a shim that has nothing left may take to exit."""
 
@@ -171,9 +170,12 @@ class Assembly:
         try:
             with span("shim.connect"):
                 return await ShimClient.connect(
-                    result, shim.bundle.namespace, timeout=CONNECT_SECONDS
+                    result,
+                    shim.bundle.namespace,
+                    timeout=dialing.LIMITS[result.protocol],
+                    late=dialing.LATE_SECONDS,
                 )
-        except OSError as error:
+        except (OSError, errors.Unavailable) as error:
             raise errors.Error(f"failed to connect to shim: {error}") from error
 
     async def _abandon(self, shim: _Shim) -> None:

@@ -18,9 +18,8 @@ from cradled.core.mount import Mount
 from cradled.core.tasks import Exit, Process, Status, Stdio
 from cradled.core.values import AnyValue
 from cradled.errors import Unimplemented
-from cradled.rpc import ttrpc_client
-from cradled.rpc.call import NAMESPACE_TTRPC
-from cradled.rpc.ttrpc_client import TtrpcChannel
+from cradled.rpc.call import NAMESPACE, NAMESPACE_TTRPC
+from cradled.runtime import dialing
 from cradled.runtime.bootstrap import Bootstrap
 
 _STATUSES = {status.value: status for status in Status}
@@ -29,20 +28,23 @@ _STATUSES = {status.value: status for status in Status}
 class ShimClient:
     """A connection to a shim, on behalf of one namespace; it may serve several tasks."""
 
-    def __init__(self, channel: TtrpcChannel, namespace: str, version: int) -> None:
+    def __init__(self, channel: dialing.Channel, namespace: str, bootstrap: Bootstrap) -> None:
         self._channel = channel
-        self._metadata: tuple[tuple[str, str], ...] = ((NAMESPACE_TTRPC, namespace),)
-        self._service = pb.Task if version >= 3 else task_v2_pb2.Task
+        self._metadata = metadata_of(bootstrap, namespace)
+        self._service = pb.Task if bootstrap.version >= 3 else task_v2_pb2.Task
 
     @classmethod
     async def connect(
-        cls, bootstrap: Bootstrap, namespace: str, *, timeout: float | None = None
+        cls,
+        bootstrap: Bootstrap,
+        namespace: str,
+        *,
+        timeout: float | None = None,
+        late: float = 0.0,
     ) -> ShimClient:
-        """Raises OSError when nobody listens, TimeoutError, Unimplemented for a protocol."""
-        if bootstrap.protocol != "ttrpc":
-            raise Unimplemented(f"shims that speak {bootstrap.protocol}")
-        channel = await ttrpc_client.connect(bootstrap.address, timeout=timeout)
-        return cls(channel, namespace, bootstrap.version)
+        """As ``dialing.connect``."""
+        channel = await dialing.connect(bootstrap, timeout=timeout, late=late)
+        return cls(channel, namespace, bootstrap)
 
     def on_close(self, callback: Callable[[], object]) -> None:
         """Call back once the shim has gone, or ``aclose`` was called."""
@@ -174,5 +176,11 @@ class ShimClient:
     async def _call(self, name: str, request: Any, *, timeout: float | None = None) -> Any:
         method = self._service.methods[name]
         with spans.span(f"shim.{name}"):
-            metadata = (*self._metadata, *spans.outgoing())
-            return await self._channel.call(method, request, metadata=metadata, timeout=timeout)
+            return await self._channel.call(
+                method, request, metadata=self._metadata, timeout=timeout
+            )
+
+
+def metadata_of(bootstrap: Bootstrap, namespace: str) -> tuple[tuple[str, str], ...]:
+    """What tells a shim the namespace of a call."""
+    return ((NAMESPACE if bootstrap.protocol == "grpc" else NAMESPACE_TTRPC, namespace),)

@@ -408,7 +408,8 @@ async def connect(path: str, *, timeout: float | None = None) -> Client:
 async def attach(sock: socket.socket) -> Client:
     """Be the client on a connected socket, which is owned by the result from now on."""
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_unix_connection(Client, sock=sock)
+    sock.setblocking(False)
+    _, client = await loop.create_connection(Client, sock=sock)
     return client
 
 

@@ -29,9 +29,9 @@ NS = Scope("ns")
 class World:
     """A directory, fake shims, and a manager that can be replaced by its successor."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, protocol: str) -> None:
         self.directory = directory
-        self.shims = FakeShims(directory)
+        self.shims = FakeShims(directory, protocol=protocol)
         self.events: list[Envelope] = []
         self.containers = {id: Container(id, spec=AnyValue("s", b"{}")) for id in "abc"}
         self.manager = self.make()
@@ -68,10 +68,10 @@ class World:
         return [name for name in names if not name.startswith(".")]
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
+@pytest.fixture(params=["ttrpc", "grpc"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     directory = Path(tempfile.mkdtemp(prefix="crm"))  # short: sockets are in it
-    world = World(directory)
+    world = World(directory, request.param)
     yield world
     await world.manager.aclose()
     await world.shims.aclose()
