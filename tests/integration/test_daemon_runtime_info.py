@@ -11,11 +11,17 @@ import pytest
 from cradled import errors
 from cradled.api import runc_options_pb2, types_pb2
 from cradled.core.values import AnyValue
+from cradled.runtime.bootstrap import Daemon
 from cradled.runtime.info import runtime_info
+from cradled.runtime.launcher import Launchers
+from cradled.zygote.client import Zygote
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("runc") is None, reason="needs root and runc"
 )
+
+
+LAUNCHERS = Launchers(Daemon("/d", "/d.ttrpc", "/s"), Zygote(), runc_root="/r")
 
 
 async def ask(runtime: str, binary: str = "") -> types_pb2.RuntimeInfo:
@@ -25,7 +31,7 @@ async def ask(runtime: str, binary: str = "") -> types_pb2.RuntimeInfo:
         request.options.type_url = "containerd.runc.v1.Options"
         request.options.value = options.SerializeToString()
     asked = AnyValue("containerd.types.RuntimeRequest", request.SerializeToString())
-    told = await runtime_info(asked)
+    told = await runtime_info(LAUNCHERS, asked)
     assert told.type_url == "containerd.types.RuntimeInfo"
     return types_pb2.RuntimeInfo.FromString(told.value)
 
@@ -41,6 +47,6 @@ async def test_unknown_runtimes_and_requests() -> None:
     with pytest.raises(errors.Error, match="absent"):
         await ask("io.containerd.absent.v9")
     with pytest.raises(errors.InvalidArgument):
-        await runtime_info(AnyValue("some.Other", b""))
+        await runtime_info(LAUNCHERS, AnyValue("some.Other", b""))
     with pytest.raises(errors.Error):
         await ask("", binary="/no/such/runtime")

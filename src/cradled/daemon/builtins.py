@@ -236,6 +236,7 @@ async def _shims(context: InitContext) -> Any:
         context.get(*_ZYGOTE),
         runc_root=f"{context.state_base}/runc",
         default_binary=config.binary_name,
+        shims=config.shims,
     )
 
 
@@ -407,7 +408,10 @@ async def _introspection(context: InitContext) -> Served:
             {**listed.plugins(), **context.loaded},
             Identity(uuid, os.getpid(), pid_namespace()),
             platform=platforms.default(),
-            providers={_TASKS: runtime_info, _RING: traces_info},
+            providers={
+                _TASKS: lambda options: runtime_info(context.get(*_SHIMS), options),
+                _RING: traces_info,
+            },
             deprecations=context.get(*_DEPRECATIONS).all,
         )
 

@@ -114,12 +114,20 @@ class Native(NamedTuple):
 class ShimManager(NamedTuple):
     """``env`` has ``KEY=value`` texts, ``socket_dir`` defaults to ``<state>/s``.
 
-    ``binary_name`` is ours: the OCI runtime of containers that name none; empty: runc.
+    Ours are ``binary_name``, the OCI runtime of containers that name none (empty: runc), and
+    ``shims``, absolute paths of shims for runtime types that are not to have their usual one.
     """
 
     env: tuple[str, ...] = ()
     socket_dir: str = ""
     binary_name: str = ""
+    shims: Mapping[str, str] = {}
+
+    def check(self) -> None:
+        """Raises ValueError for a shim that depends on where the daemon is started."""
+        for runtime, path in self.shims.items():
+            if not path.startswith("/"):
+                raise ValueError(f'shim "{path}" of {runtime} is no absolute path')
 
 
 class RestartMonitor(NamedTuple):

@@ -10,14 +10,14 @@ from cradled.aio import process
 from cradled.api.types_pb2 import RuntimeInfo, RuntimeRequest
 from cradled.core.values import AnyValue
 from cradled.errors import Error, InvalidArgument
-from cradled.runtime.launcher import program_of
+from cradled.runtime.launcher import Launchers
 
 INFO_SECONDS = 10.0
 
 _REQUEST = RuntimeRequest.DESCRIPTOR.full_name
 
 
-async def runtime_info(options: AnyValue) -> AnyValue:
+async def runtime_info(launchers: Launchers, options: AnyValue) -> AnyValue:
     """Answer a ``containerd.types.RuntimeRequest`` with a ``RuntimeInfo``.
 
     Raises InvalidArgument for other options, Error when the runtime is not there or fails.
@@ -29,7 +29,7 @@ async def runtime_info(options: AnyValue) -> AnyValue:
     except DecodeError as error:
         raise InvalidArgument(f"runtime request: {error}") from None
     stdin = request.options.SerializeToString() if request.HasField("options") else b""
-    argv = [*program_of(request.runtime_path), "-info"]
+    argv = [*launchers.command(request.runtime_path), "-info"]
     done = await process.run(argv, env=os.environ, stdin=stdin, timeout=INFO_SECONDS)
     if done.status:
         output = done.stderr.decode(errors="replace").strip()

@@ -12,7 +12,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -76,25 +77,35 @@ class Launchers:
     """Which launcher serves which runtime type or shim program.
 
     ``default_binary`` is the OCI runtime of containers that name none, ``runc_root`` where it
-    keeps its state for containers that name nothing else.
+    keeps its state for containers that name nothing else. ``shims`` are the paths of shims for
+    runtime types that are not to have their usual one.
     """
 
     def __init__(
-        self, daemon: Daemon, zygote: Zygote, *, runc_root: str, default_binary: str = ""
+        self,
+        daemon: Daemon,
+        zygote: Zygote,
+        *,
+        runc_root: str,
+        default_binary: str = "",
+        shims: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._daemon = daemon
         self.timeouts = daemon.timeouts
         self._own = ZygoteLauncher(daemon, zygote, runc_root, default_binary)
+        self._shims = shims
         self._resolved: dict[str, str] = {}
         self._programs: dict[str, BinaryLauncher] = {}
 
     def of_runtime(self, name: str) -> Launcher:
         """Raises Error for what is no runtime, or not installed."""
-        if (name or DEFAULT_RUNTIME) in OWN_RUNTIMES:
+        name = name or DEFAULT_RUNTIME
+        chosen = self._shims.get(name, "")
+        if not chosen and name in OWN_RUNTIMES:
             return self._own
         path = self._resolved.get(name)
         if path is None:
-            path = self._resolved[name] = resolve(name)
+            path = self._resolved[name] = resolve(chosen or name)
         return self.of_program(path)
 
     def of_program(self, path: str) -> Launcher:
@@ -105,6 +116,11 @@ class Launchers:
         if launcher is None:
             launcher = self._programs[path] = BinaryLauncher(self._daemon, path)
         return launcher
+
+    def command(self, name: str) -> list[str]:
+        """What starts the shim of a runtime as a program. Raises as ``of_runtime`` does."""
+        launcher = self.of_runtime(name)
+        return _own_program() if launcher is self._own else [launcher.path]
 
 
 def program_name(runtime: str) -> str:
@@ -311,13 +327,6 @@ def _shim_cgroups(options: AnyValue | None) -> Sequence[str]:
     if not directories:
         raise NotFound(f"shim cgroup {group}")
     return directories
-
-
-def program_of(runtime: str) -> list[str]:
-    """The command that starts the shim program of a runtime. Raises Error."""
-    if (runtime or DEFAULT_RUNTIME) in OWN_RUNTIMES:
-        return _own_program()
-    return [resolve(runtime)]
 
 
 def _own_program() -> list[str]:

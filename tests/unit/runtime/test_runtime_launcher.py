@@ -68,6 +68,19 @@ def test_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, daemon: Dae
     assert own is found.of_runtime("io.containerd.runc.v2") is found.of_program(own.path)
 
 
+def test_a_configured_shim_comes_before_the_usual_one(tmp_path: Path, daemon: Daemon) -> None:
+    path = program(tmp_path / "a-shim", "")
+    shims = {"io.containerd.runc.v2": path, "io.containerd.gone.v1": "/no/such/shim"}
+    found = Launchers(daemon, Zygote(), runc_root="/r", shims=shims)
+    assert found.of_runtime("").path == found.of_runtime("io.containerd.runc.v2").path == path
+    assert found.command("") == [path]
+    own = found.of_runtime("io.containerd.cradled.v2")
+    assert isinstance(own, ZygoteLauncher)
+    assert own.path not in found.command("io.containerd.cradled.v2")  # run by this Python
+    with pytest.raises(errors.Error, match=r"^invalid custom binary path: /no/such/shim: "):
+        found.of_runtime("io.containerd.gone.v1")
+
+
 def test_options_of_our_own_shim(daemon: Daemon) -> None:
     launcher = ZygoteLauncher(daemon, Zygote(), "/state/runc", "crun")
 
