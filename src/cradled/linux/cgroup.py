@@ -85,6 +85,8 @@ def directories(path: str) -> list[str]:
         candidates = [ROOT]
     else:
         candidates = [f"{ROOT}/{name}" for name in sorted(os.listdir(ROOT))]
+        itself = os.stat(ROOT).st_dev  # a directory where nothing is mounted is no hierarchy
+        candidates = [path for path in candidates if os.stat(path).st_dev != itself]
     found = (f"{candidate}/{path.strip('/')}" for candidate in candidates)
     return [directory for directory in found if os.path.exists(f"{directory}/cgroup.procs")]
 

@@ -13,10 +13,10 @@ import os
 
 from cradled import failpoints
 from cradled.errors import AlreadyExists, Error, FailedPrecondition, NotFound
-from cradled.linux import cgroup, fs, leftovers, pty
+from cradled.linux import cgroup, direct, fs, leftovers, pty
 from cradled.linux.coroutines import Future, Lock
 from cradled.linux.signals import SIGKILL
-from cradled.shim import bundle, direct, log, runc
+from cradled.shim import bundle, log, runc
 from cradled.shim import messages as m
 from cradled.shim.cgroup import metrics
 from cradled.shim.oom import OomWatch
@@ -100,7 +100,7 @@ class Container:
         log = f"{request.bundle}/log.json"
         self._runc = runc.Runc(shim, options, root, log, shim.limit)
         self._notes = f"{root}/{self.id}"  # where most runtimes keep what they know
-        self._direct = self._notes if self._runc.name == runc.DEFAULT_BINARY else ""
+        self._direct = direct.of(self._runc.name, self._notes)
         self.init = Process("", request)
         self.execs: dict[str, Process] = {}
         self._consoles = 0
@@ -174,7 +174,7 @@ class Container:
             if init.state.now == STOPPED and init.streams is not None:
                 await init.streams.drain(DRAIN)
             failpoints.hit("shim.delete.drained")
-            if not (init.state.now == STOPPED and self._direct and direct.delete(self._direct)):
+            if not (init.state.now == STOPPED and self._direct and self._direct.delete()):
                 await self._runc.delete(self.id)
             failpoints.hit("shim.delete.deleted")
             if init.pid:  # deleting kills one that was never started
@@ -345,7 +345,7 @@ class Container:
         checkpoint, pid_file = self._request.checkpoint, self._pid_file("init")
         if not checkpoint:
             loop, ended = self._shim.loop, self.init.ended
-            if not (self._direct and await direct.start(loop, self._direct, ended)):
+            if not (self._direct and await self._direct.start(loop, ended)):
                 await self._runc.run("OCI runtime start failed", "start", self.id)
             return
         image = (checkpoint, self._criu_work())
