@@ -26,12 +26,23 @@ def target() -> str:
 
 
 class Daemon:
-    """One daemon in its own directory; every process of it carries the mark."""
+    """One daemon in its own directory; every process of it carries the mark.
+
+    ``path`` is the PATH that it and its clients have, ``runtime`` the runtime type, or shim, that
+    ctr asks for; ``settings`` is configuration of ours.
+    """
 
     def __init__(
-        self, directory: Path, kind: str | None = None, prefix: Sequence[str] = ()
+        self,
+        directory: Path,
+        kind: str | None = None,
+        prefix: Sequence[str] = (),
+        path: str = "",
+        runtime: str = "io.containerd.runc.v2",
+        settings: str = "",
     ) -> None:
-        self.kind, self.prefix = kind or target(), prefix
+        self.kind, self.prefix, self.runtime = kind or target(), prefix, runtime
+        self.settings = settings
         self.mark = "t" + secrets.token_hex(5)
         self.directory = directory
         self.root, self.state = directory / "root", directory / "state"
@@ -39,6 +50,7 @@ class Daemon:
         self.log = directory / "daemon.log"
         self.namespace = self.mark
         self.env = {**os.environ, leaks.MARK: self.mark}
+        self.env["PATH"] = path or os.environ["PATH"]
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -50,8 +62,13 @@ class Daemon:
                 f'[grpc]\n  address = "{self.socket}"\n'
             )
             return ["containerd", "-c", str(config)]
-        return [str(Path(sys.executable).parent / "cradled"), "--root", str(self.root),
-                "--state", str(self.state), "--address", str(self.socket)]  # fmt: skip
+        command = [str(Path(sys.executable).parent / "cradled"), "--root", str(self.root),
+                   "--state", str(self.state), "--address", str(self.socket)]  # fmt: skip
+        if self.settings:
+            config = self.directory / "config.toml"
+            config.write_text(f"version = 4\n{self.settings}")
+            command += ["--config", str(config)]
+        return command
 
     def start(self, *extra: str) -> None:
         with open(self.log, "ab") as log:
@@ -114,7 +131,11 @@ class Daemon:
         leaks.remove_parents(self.mark)
 
     def ctr_command(self, *args: str) -> list[str]:
-        return ["ctr", "-a", str(self.socket), "-n", self.namespace, *args]
+        words = list(args)
+        for creating in (["run"], ["containers", "create"]):
+            if words[: len(creating)] == creating:
+                words[len(creating) : len(creating)] = ["--runtime", self.runtime]
+        return ["ctr", "-a", str(self.socket), "-n", self.namespace, *words]
 
     def try_ctr(self, *args: str, input: bytes | None = None, timeout: float = 60,
                 env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:  # fmt: skip

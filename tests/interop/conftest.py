@@ -12,6 +12,7 @@ import pytest
 import uvloop
 from harness.daemon import Daemon
 from harness.images import busybox_image
+from harness.pairings import PAIRINGS, Missing
 
 IMAGE = "docker.io/library/busybox:test"
 
@@ -32,10 +33,23 @@ def image_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def empty_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def pairing(request: pytest.FixtureRequest) -> str:
+    """What the daemons of a module are and work with, as a name: ours with what is ours."""
+    return str(getattr(request, "param", "ours"))
+
+
+def daemon_of(pairing: str, directory: Path) -> Daemon:
+    try:
+        return PAIRINGS[pairing].daemon(directory)
+    except Missing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def empty_daemon(pairing: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A running daemon with nothing in it."""
     directory = tmp_path_factory.mktemp("d")
-    daemon = Daemon(directory)
+    daemon = daemon_of(pairing, directory)
     daemon.start()
     try:
         yield daemon
@@ -58,11 +72,11 @@ def daemon(module_daemon: Daemon) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def own_daemon(tmp_path: Path, image_tar: Path) -> Iterator[Daemon]:
+def own_daemon(pairing: str, tmp_path: Path, image_tar: Path) -> Iterator[Daemon]:
     """A daemon for one test, which may kill it; with the image."""
     directory = tmp_path / "d"
     directory.mkdir()
-    daemon = Daemon(directory)
+    daemon = daemon_of(pairing, directory)
     daemon.start()
     daemon.ctr("images", "import", str(image_tar))
     try:
