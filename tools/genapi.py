@@ -1,6 +1,7 @@
 """Generate ``cradled.api`` and ``cradled.shim.messages`` from what is in ``protos/``.
 
-Most of that is descriptor sets; ``reflection.proto`` is compiled here (needs grpcio-tools).
+Most of that is descriptor sets; ``reflection.proto`` and ``cradled.proto`` are compiled here (needs
+grpcio-tools).
 
 One module per proto *package*: the files of a package are merged into one file descriptor (file
 names never travel on the wire), so that ``containerd.services.images.v1`` is ``images_pb2`` and
@@ -45,6 +46,7 @@ MODULES = {
     "containerd.types": "types_pb2",
     "containerd.types.transfer": "transfer_types_pb2",
     "containerd.v1.types": "task_types_pb2",
+    "cradled.v1": "cradled_pb2",
     "grpc.health.v1": "health_pb2",
     "grpc.reflection.v1": "reflection_pb2",
     "grpc.reflection.v1alpha": "reflection_v1alpha_pb2",
@@ -193,7 +195,7 @@ def load() -> dict[str, descriptor_pb2.FileDescriptorProto]:
     package_of: dict[str, str] = {}
     seen: set[str] = set()
     sets = [(ROOT / "protos" / f"{name}.binpb").read_bytes() for name in SETS]
-    for data in (*sets, *reflection()):
+    for data in (*sets, *reflection(), compiled("cradled.proto")):
         for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
             package_of[file.name] = file.package
             if file.name in seen:
@@ -213,16 +215,22 @@ def load() -> dict[str, descriptor_pb2.FileDescriptorProto]:
     return packages
 
 
-def reflection() -> list[bytes]:
-    """The descriptor sets of server reflection, as it is and as it was called before."""
+def compiled(name: str) -> bytes:
+    """The descriptor set of a source in ``protos/``, which may import what the sets have."""
     from grpc_tools import protoc
 
+    source = ROOT / "protos"
+    sets = f"--descriptor_set_in={source / 'containerd.binpb'}"
     with tempfile.NamedTemporaryFile() as out:
-        source = str(ROOT / "protos")
-        command = ["protoc", f"-I{source}", f"--descriptor_set_out={out.name}", "reflection.proto"]
+        command = ["protoc", sets, f"-I{source}", f"--descriptor_set_out={out.name}", name]
         if protoc.main(command):
             raise SystemExit("protoc failed")
-        data = Path(out.name).read_bytes()
+        return Path(out.name).read_bytes()
+
+
+def reflection() -> list[bytes]:
+    """The descriptor sets of server reflection, as it is and as it was called before."""
+    data = compiled("reflection.proto")
     files = descriptor_pb2.FileDescriptorSet.FromString(data)
     older = text_format.MessageToString(files).replace(REFLECTION, REFLECTION + "alpha")
     before = text_format.Parse(older, descriptor_pb2.FileDescriptorSet())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -18,6 +18,8 @@ from cradled.core.scope import Scope
 from cradled.rpc.stub import Transport
 
 if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
     from cradled.client.containers import Container, Containers
     from cradled.client.events import Event
     from cradled.client.images import Images
@@ -104,12 +106,30 @@ class Client:
 
         return await traces.fetch(self._introspection, last, slowest=slowest, single=single)
 
-    async def events(self, *filters: str) -> AsyncIterator[Event]:
-        """What happens from now on, in all namespaces unless a filter says otherwise."""
-        from cradled.client.events import subscribe
+    async def events(
+        self, *filters: str, since: str | timedelta | datetime | None = None
+    ) -> AsyncIterator[Event]:
+        """What happens from now on, in all namespaces unless a filter says otherwise.
 
-        async for event in subscribe(self.session, filters):
-            yield event
+        With ``since`` events have positions, and what happened before comes first: all that
+        followed the position of an event, or of so long a time (``timedelta()``: nothing, only
+        with positions), or since an aware datetime. Whoever was cut off resumes with the last
+        position it has seen.
+
+        Raises OutOfRange when what followed a position is not kept any more or has not happened,
+        FailedPrecondition when it is of a journal that is lost (a reboot), and Unimplemented where
+        the server has no journal.
+        """
+        from cradled.client import events
+
+        source = (
+            events.subscribe(self.session, filters)
+            if since is None
+            else events.follow(self.session, filters, since)
+        )
+        async with aclosing(source):
+            async for event in source:
+                yield event
 
     async def run(
         self,

@@ -31,7 +31,7 @@ _DIFFERS = (t.SERVICE, "diff-service")
 _EXCHANGE = (t.EVENT, "exchange")
 _GC = (t.GC, "scheduler")
 _RESTARTS = (t.CONTAINER_MONITOR, "restart")
-_JOURNAL = (t.JOURNAL, "tasks")
+_JOURNAL = (t.JOURNAL, "events")
 _SHIMS = (t.SHIM, "manager")
 _STREAMS = (t.STREAMING, "manager")
 _TASKS = (t.RUNTIME, "task")
@@ -114,7 +114,8 @@ async def _content(context: InitContext) -> Any:
 async def _journal(context: InitContext) -> Any:
     from cradled.events.journal import Journal
 
-    journal = Journal(context.state)
+    config: sections.Journal = context.config
+    journal = Journal(context.state, config.max_size)
     context.stack.callback(journal.close)
     return journal
 
@@ -441,6 +442,17 @@ async def _reflection(context: InitContext) -> Served:
     ]
 
 
+async def _follow(context: InitContext) -> Served:
+    from cradled.daemon import late
+
+    def make() -> Any:
+        from cradled.services.journal import JournalService
+
+        return JournalService(context.get(*_EXCHANGE), context.get(*_JOURNAL))
+
+    return [(late.journal(), Late(make))]
+
+
 async def _version(context: InitContext) -> Served:
     from cradled.api.version_pb2 import Version
 
@@ -497,7 +509,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(*_ZYGOTE, init=_zygote),
     Registration(*_WORKERS, init=_workers),
     Registration(t.CONTENT, "content", init=_content),
-    Registration(*_JOURNAL, init=_journal),
+    Registration(*_JOURNAL, init=_journal, config=sections.Journal),
     Registration(*_EXCHANGE, (t.JOURNAL,), init=_exchange),
     Registration(t.SNAPSHOTTER, "native", init=_native, config=sections.Native, has_platform=True),
     Registration(
@@ -555,6 +567,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _served("healthcheck", "health_pb2:Health", "health:HealthService", requires=()),
     _served("images", "images_pb2:Images", "images:ImagesService", _DB, _GC),
     Registration(t.GRPC, "introspection", (t.SERVICE,), init=_introspection),
+    Registration(t.GRPC, "journal", (t.EVENT, t.JOURNAL), init=_follow),
     _served("leases", "leases_pb2:Leases", "leases:LeasesService", _DB, _GC, requires=(t.LEASE,)),
     _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService", requires=(t.MOUNT_MANAGER,)),
     _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),

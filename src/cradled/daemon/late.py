@@ -27,11 +27,44 @@ def add(router: Router, service: Service, implementation: object) -> None:
 
 def reflection(version: str, module: str) -> Service:
     """The table of a version of server reflection, which few ask for, without its messages."""
-    name = f"grpc.reflection.{version}.ServerReflection"
-    rpc = "ServerReflectionInfo"
-    request = _LateMessage(module, "ServerReflectionRequest")
-    response = _LateMessage(module, "ServerReflectionResponse")
-    return Service(name, {rpc: Method(rpc, f"/{name}/{rpc}", request, response, True, True)})
+    rpc = _method(
+        module,
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        ("ServerReflectionRequest", "ServerReflectionResponse"),
+        (True, True),
+    )
+    return _service(rpc)
+
+
+def journal() -> Service:
+    """The table of ``cradled.v1.Journal``, likewise."""
+    return _service(
+        _method("cradled_pb2", "/cradled.v1.Journal/Follow", ("FollowRequest", "Entry"), _STREAM)
+    )
+
+
+def daemon() -> Service:
+    """The table of ``cradled.v1.Daemon``, likewise."""
+    path, module = "/cradled.v1.Daemon/", "cradled_pb2"
+    return _service(
+        _method(module, f"{path}Upgrade", ("UpgradeRequest", "UpgradeResponse")),
+        _method(module, f"{path}Outcome", ("OutcomeRequest", "OutcomeResponse")),
+    )
+
+
+_STREAM = (False, True)
+
+
+def _method(
+    module: str, path: str, messages: tuple[str, str], streaming: tuple[bool, bool] = (False, False)
+) -> Method:
+    request, response = (_LateMessage(module, name) for name in messages)
+    return Method(path.rpartition("/")[2], path, request, response, *streaming)
+
+
+def _service(*methods: Method) -> Service:
+    name = methods[0].path.split("/")[1]
+    return Service(name, {method.name: method for method in methods})
 
 
 class _LateMessage(NamedTuple):

@@ -22,6 +22,8 @@ _BY_SERVICE = {
     f"{_SERVICES}.snapshots.v1.Snapshots": "Mounts Stat List Usage",
     f"{_SERVICES}.tasks.v1.Tasks": "Get List ListPids Metrics Wait",
     f"{_SERVICES}.version.v1.Version": "Version",
+    "cradled.v1.Daemon": "Outcome",
+    "cradled.v1.Journal": "Follow",
     "grpc.health.v1.Health": "Check List Watch",
     "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo",
     "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo",

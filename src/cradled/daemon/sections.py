@@ -91,6 +91,17 @@ class Metadata(NamedTuple):
             raise ValueError(f'content_sharing_policy is "shared" or "isolated", not "{policy}"')
 
 
+class Journal(NamedTuple):
+    """``max_size``: what the latest events may take under the state directory, in bytes."""
+
+    max_size: int = 16 << 20
+
+    def check(self) -> None:
+        """Raises ValueError for a size that nothing fits in."""
+        if self.max_size < 1 << 20:
+            raise ValueError(f"max_size is at least 1048576 bytes, not {self.max_size}")
+
+
 class Scheduler(NamedTuple):
     pause_threshold: float = 0.02
     deletion_threshold: int = 0

@@ -50,7 +50,7 @@ _IN_MEMORY = 200  # bytes of an event beside three times what it is on the wire:
 
 
 class Exchange:
-    """Implements ``core.events.Publisher``. With a journal, task events are written to it first."""
+    """Implements ``core.events.Publisher``. With a journal, each event is written to it first."""
 
     def __init__(self, journal: Journal | None = None) -> None:
         self._journal = journal
@@ -60,6 +60,7 @@ class Exchange:
         self._handed_out = 0.0
         self._born, self._started = time.time_ns(), time.monotonic()
         self._late: list[_Record] = []
+        self._growth: asyncio.Future[None] | None = None
 
     def publish(self, envelopes: Sequence[Envelope], /) -> None:
         """Hand events to all subscribers. Raises InvalidArgument, and then publishes none."""
@@ -102,13 +103,23 @@ class Exchange:
         """The bytes that wait for each subscriber."""
         return [one.size for group in self._groups.values() for one in group.members]
 
+    async def grown(self, number: int) -> None:
+        """Wait until the journal has events behind this number."""
+        assert self._journal is not None
+        while self._journal.last <= number:
+            if self._growth is None:
+                self._growth = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._growth)
+
     def _publish(self, record: _Record, *, late: bool = False) -> None:
         self.published += 1
-        if self._journal is not None and record.envelope.topic.startswith(topics.TASKS):
+        if self._journal is not None:
             try:
-                self._journal.append(record.encoded)
+                self._journal.append(record.envelope, record.encoded)
             except OSError:  # told twice after a restart is better than not told at all
                 _log.exception("cannot write the event journal")
+            if self._growth is not None and self._handle is None:
+                self._handle = self._soon()
         if late and len(self._late) < _LATE and self._is_young():
             self._late.append(record)
         for key, group in list(self._groups.items()):
@@ -133,6 +144,9 @@ class Exchange:
         self._handed_out = asyncio.get_running_loop().time()
         for group in self._groups.values():
             group.hand_out()
+        if self._growth is not None:
+            self._growth.set_result(None)
+            self._growth = None
 
 
 class Subscription:
@@ -266,18 +280,27 @@ class _Record:
         return convert.to_proto(self.envelope).SerializeToString()
 
     @functools.cached_property
-    def _event_field(self) -> Callable[[tuple[str, ...]], str | None]:
-        return topics.field_reader(self.envelope.event)
-
-    def field(self, path: tuple[str, ...]) -> str | None:
+    def field(self) -> Callable[[tuple[str, ...]], str | None]:
         """What filters ask for."""
+        return field_reader(self.envelope)
+
+
+def field_reader(envelope: Envelope) -> Callable[[tuple[str, ...]], str | None]:
+    """What filters can ask of an event; it is opened only if they ask for what is in it."""
+    event: Callable[[tuple[str, ...]], str | None] | None = None
+
+    def field(path: tuple[str, ...]) -> str | None:
+        nonlocal event
         if path[0] == "event":
-            return self._event_field(path[1:])
+            event = event or topics.field_reader(envelope.event)
+            return event(path[1:])
         if path[0] == "topic":
-            return self.envelope.topic or None
+            return envelope.topic or None
         if path[0] == "namespace":
-            return self.envelope.namespace or None
+            return envelope.namespace or None
         return None
+
+    return field
 
 
 @functools.lru_cache(1024)

@@ -1,81 +1,116 @@
-"""Blocking. The journal of task events: what had been told before the daemon died.
+"""Blocking. The journal: every event with a number, kept over the end of the daemon.
 
-    <directory>/<number of the first record, 20 digits>     append-only
+``segments`` has the format of its files. Nothing is synced: the journal lives under the state
+directory and survives kill -9, not power loss (containers don't either). The newest segments are
+kept, up to a size; a position that was dropped, or that belongs to a journal that was lost with
+the state directory, is told from one that can be gone on with.
 
-A record is ``length: u32, crc32: u32`` (little endian), then ``length`` bytes of a serialised
-envelope. Records are numbered from 1 on without a gap. Nothing is synced: the journal lives under
-the state directory and survives kill -9, not power loss (containers don't either). A record that a
-crash cut short ends its file; when the journal is opened it is cut off. Only the newest files are
-kept, so what is told twice after a restart is at most an exit that is very old.
+A damaged end is cut off when the journal is opened. Its numbers are not given again: nobody who
+has seen one of them takes another event for it.
 
-Writing is one short ``write`` to the page cache and is done in place, on the loop.
+Of exits it knows which were told, however long ago, until their task is deleted.
+
+Writing is one short ``write`` to the page cache and is done in place, on the loop. ``cursor``
+reads.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import struct
-import zlib
-from collections.abc import Iterator
+import time
 
 from cradled.api.types_pb2 import Envelope as EnvelopeMessage
 from cradled.convert import events as convert
 from cradled.core.events import Envelope
-from cradled.events import topics
+from cradled.errors import FailedPrecondition, InvalidArgument, OutOfRange, quote
+from cradled.events import segments, topics
+from cradled.events.segments import HEAD_SIZE, OVERHEAD, Told
 
-FILE_BYTES = 4 << 20
-FILES_KEPT = 2
+LIMIT = 16 << 20
+"""Bytes on disk."""
 
-_FRAME = struct.Struct("<II")
+_SEGMENTS = 16
+_INITS_KEPT, _EXECS_KEPT = 4096, 256  # exits that are remembered, at the most
 
 
 class Journal:
-    """The journal in a directory, made if it is not there. One process writes it."""
+    """The journal in a directory, made if it is not there. One process writes it.
 
-    def __init__(self, directory: str) -> None:
+    ``limit`` is the most it takes on disk, in bytes.
+    """
+
+    def __init__(self, directory: str, limit: int = LIMIT) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        self._directory = directory
+        self.directory = directory
+        self.epoch = ""
+        self._limit = limit
         self._next = 1
         self._size = 0
         self._fd = -1
-        self._open_last()
+        self._told = _ToldExits()
+        self._sizes: dict[int, int] = {}  # of segments, by number; the last one's is ``_size``
+        self._open()
 
     @property
     def last(self) -> int:
-        """The number of the newest record; 0 when there is none."""
+        """The number of the newest record; 0 when there never was one."""
         return self._next - 1
 
-    def append(self, encoded: bytes) -> int:
-        """Write a serialised envelope; returns its number."""
-        frame = _FRAME.pack(len(encoded), zlib.crc32(encoded)) + encoded
-        if self._size and self._size + len(frame) > FILE_BYTES:
-            self._rotate()
-        written = os.write(self._fd, frame)
-        if written != len(frame):  # the disk is full: never leave half a record before a whole one
-            os.ftruncate(self._fd, self._size)
-            raise OSError(f"event journal in {self._directory}: short write")
-        self._size += written
-        self._next += 1
-        return self._next - 1
+    @property
+    def oldest(self) -> int:
+        """The number from which on all is kept."""
+        return next(iter(self._sizes))
 
-    def replay(self, after: int = 0) -> Iterator[tuple[int, Envelope]]:
-        """The records with numbers above ``after`` that are still kept, oldest first."""
-        for first in self._files():
-            with open(self._path(first), "rb") as file:
-                data = file.read()
-            for number, payload in enumerate(_payloads(data), first):
-                if number > after:
-                    yield number, convert.from_proto(EnvelopeMessage.FromString(bytes(payload)))
+    def append(self, envelope: Envelope, encoded: bytes) -> int:
+        """Write an event, which is also given serialised; returns its number.
 
-    def exits(self) -> set[tuple[str, str, str, int]]:
-        """(namespace, container id, process id, pid) of every exit that was published."""
-        found = set()
-        for _, envelope in self.replay():
-            told = topics.read_task_exit(envelope.event)
-            if told is not None:
-                container_id, process_id, end = told
-                found.add((envelope.namespace, container_id, process_id, end.pid))
-        return found
+        Raises OSError; then the number is nobody's.
+        """
+        number, self._next = self._next, self._next + 1
+        if envelope.topic in (topics.TASK_EXIT, topics.TASK_DELETE):
+            self._told.note(envelope)
+        frame = segments.record(number, time.time_ns(), encoded)
+        if len(frame) > self._limit // 2:
+            raise OSError(errno.EFBIG, f"event of {len(encoded)} bytes is too large to be kept")
+        if self._size + len(frame) > self._limit // _SEGMENTS and self._size > HEAD_SIZE:
+            self._begin(number)
+        self._write(frame)
+        return number
+
+    def exits(self) -> set[Told]:
+        """All exits that were published, of tasks that were not deleted since."""
+        return self._told.all()
+
+    def position(self, number: int) -> str:
+        """A number as clients know it."""
+        return f"{self.epoch}-{number}"
+
+    def number(self, position: str) -> int:
+        """The number in a position, or in a text that is just a number.
+
+        Raises InvalidArgument for a text that is neither, FailedPrecondition for a position in
+        another journal, OutOfRange when what follows it is not kept or has not been written.
+        """
+        epoch, dash, digits = position.rpartition("-")
+        if not (digits.isascii() and digits.isdecimal()) or (dash and not epoch):
+            raise InvalidArgument(f"{quote(position)} is no position in the journal of events")
+        if epoch and epoch != self.epoch:
+            text = f"events of {epoch} are lost, the journal has been begun anew as {self.epoch}"
+            raise FailedPrecondition(text)
+        number = int(digits)
+        self.check(number)
+        if number > self.last:
+            last = self.position(self.last)
+            raise OutOfRange(f"event {number} has not happened yet, the last one is {last}")
+        return number
+
+    def check(self, number: int) -> None:
+        """Raises OutOfRange unless all that follows a number is kept."""
+        before = self.oldest - 1
+        if number < before:
+            text = f"events after {number} are not kept, the oldest are those after"
+            raise OutOfRange(f"{text} {self.position(before)}")
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -83,40 +118,113 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def _open_last(self) -> None:
-        files = self._files()
-        first = files[-1] if files else 1
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._path(first), flags, 0o600)
-        data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        payloads = list(_payloads(data))
-        self._next = first + len(payloads)
-        self._size = sum(_FRAME.size + len(payload) for payload in payloads)
+    def _open(self) -> None:
+        """Find the last segment that can be gone on with; what is behind it is removed."""
+        found = segments.firsts(os.listdir(self.directory))
+        safe = 1  # no number from here on was ever given
+        while found:
+            path = self._path(found[-1])
+            with open(path, "rb") as file:
+                data = file.read()
+            safe = max(safe, found[-1] + len(data) // OVERHEAD)
+            self.epoch = segments.epoch_of(data)
+            if self.epoch:
+                break
+            os.unlink(path)
+            found.pop()
+        if not found:
+            self.epoch = os.urandom(4).hex()
+            self._next = safe
+            self._begin(safe)
+            return
+        self._sizes = {first: os.stat(self._path(first)).st_size for first in found}
+        self._go_on(found[-1], data, safe)
+
+    def _go_on(self, first: int, data: bytes, safe: int) -> None:
+        self._fd = os.open(self._path(first), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._size, self._next = HEAD_SIZE, first
+        for record in segments.records(data, HEAD_SIZE, first - 1):
+            self._size = record.end
+            if record.number:
+                self._next = record.number + 1
+                self._told.read(record.payload)
+            else:
+                self._told.restore(record.payload)
         if self._size != len(data):
             os.ftruncate(self._fd, self._size)
+            self._next = max(self._next, safe)
 
-    def _rotate(self) -> None:
-        self.close()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._path(self._next), flags, 0o600)
+    def _begin(self, first: int) -> None:
+        """Go on in a new segment; the oldest go, so that all stay within the limit."""
+        if self._fd >= 0:
+            self._sizes[next(reversed(self._sizes))] = self._size
+            self.close()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(self._path(first), flags, 0o600)
         self._size = 0
-        for first in self._files()[:-FILES_KEPT]:
-            os.unlink(self._path(first))
+        self._sizes[first] = 0
+        exits = segments.pack_told(self._told.all())
+        self._write(segments.head(self.epoch) + segments.record(0, time.time_ns(), exits))
+        room = self._limit - self._limit // _SEGMENTS  # the new one is to grow
+        while len(self._sizes) > 1 and sum(self._sizes.values()) > room:
+            oldest = self.oldest
+            del self._sizes[oldest]
+            os.unlink(self._path(oldest))
 
-    def _files(self) -> list[int]:
-        return sorted(int(name) for name in os.listdir(self._directory) if name.isdecimal())
+    def _write(self, data: bytes) -> None:
+        """All or nothing."""
+        try:
+            written = os.write(self._fd, data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, "short write")
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            raise OSError(error.errno, f"journal {self.directory}: {error.strerror}") from error
+        self._size += written
 
     def _path(self, first: int) -> str:
-        return f"{self._directory}/{first:020}"
+        return f"{self.directory}/{segments.name_of(first)}"
 
 
-def _payloads(data: bytes) -> Iterator[memoryview]:
-    """The payloads of all whole records at the beginning of a file."""
-    view, position = memoryview(data), 0
-    while position + _FRAME.size <= len(view):
-        length, checksum = _FRAME.unpack_from(view, position)
-        payload = view[position + _FRAME.size : position + _FRAME.size + length]
-        if not length or len(payload) != length or zlib.crc32(payload) != checksum:
-            return
-        yield payload
-        position += _FRAME.size + length
+class _ToldExits:
+    """Exits that were told. Of execs only the latest: they are told again only by a shim that does
+    not know yet that they were."""
+
+    def __init__(self) -> None:
+        self._inits: dict[Told, None] = {}
+        self._execs: dict[Told, None] = {}
+
+    def all(self) -> set[Told]:
+        return {*self._inits, *self._execs}
+
+    def note(self, envelope: Envelope) -> None:
+        """Look at an event of an exit or a deletion."""
+        if (exited := topics.read_task_exit(envelope.event)) is not None:
+            container_id, process_id, end = exited
+            self._add((envelope.namespace, container_id, process_id, end.pid))
+        elif (deleted := topics.read_task_deletion(envelope.event)) is not None:
+            container_id, process_id = deleted
+            if process_id in ("", container_id):
+                for known in (self._inits, self._execs):
+                    gone = [one for one in known if one[:2] == (envelope.namespace, container_id)]
+                    for one in gone:
+                        del known[one]
+
+    def read(self, payload: bytes) -> None:
+        """As ``note``, of any event, serialised."""
+        if topics.TASK_EXIT.encode() in payload or topics.TASK_DELETE.encode() in payload:
+            envelope = convert.from_proto(EnvelopeMessage.FromString(payload))
+            if envelope.topic in (topics.TASK_EXIT, topics.TASK_DELETE):
+                self.note(envelope)
+
+    def restore(self, payload: bytes) -> None:
+        for one in segments.unpack_told(payload):
+            self._add(one)
+
+    def _add(self, exited: Told) -> None:
+        _, container_id, process_id, _ = exited
+        is_init = container_id == process_id
+        known, most = (self._inits, _INITS_KEPT) if is_init else (self._execs, _EXECS_KEPT)
+        known[exited] = None
+        if len(known) > most:
+            del known[next(iter(known))]

@@ -171,6 +171,14 @@ def read_task_exit(event: AnyValue) -> tuple[str, str, Exit] | None:
     return message.container_id, message.id, end
 
 
+def read_task_deletion(event: AnyValue) -> tuple[str, str] | None:
+    """(container id, process id, empty for init) of a deletion; None if it is not one."""
+    message = _decode(event)
+    if not isinstance(message, pb.TaskDelete):
+        return None
+    return message.container_id, message.id
+
+
 def field_reader(event: AnyValue) -> Callable[[tuple[str, ...]], str | None]:
     """What filters can ask of an event: string fields by proto name, entries of ``labels``.
 

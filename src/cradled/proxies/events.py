@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from cradled.api import events_pb2, images_pb2
@@ -22,12 +23,31 @@ _MODULES = (events_pb2, images_pb2)
 
 class ProxyEvents:
     def __init__(self, transport: Transport, scope: Scope) -> None:
-        self._stub = Stub(transport, pb.Events, metadata(scope))
+        self._transport = transport
+        self._metadata = metadata(scope)
+        self._stub = Stub(transport, pb.Events, self._metadata)
 
     async def subscribe(self, filters: Sequence[str] = (), /) -> AsyncIterator[Envelope]:
         """What happens from now on, in all namespaces unless a filter says otherwise."""
         async for message in self._stub.subscribe(pb.SubscribeRequest(filters=filters)):
             yield convert.from_proto(message)
+
+    async def follow(
+        self, filters: Sequence[str] = (), /, *, since: str = "", since_time: int = 0
+    ) -> AsyncGenerator[tuple[str, Envelope], None]:
+        """Events with their positions: those after ``since``, that happened at ``since_time``
+        (nanoseconds since the epoch) or later, then those that happen.
+
+        Raises Unimplemented where the server has no journal.
+        """
+        from cradled.api import cradled_pb2
+
+        request = cradled_pb2.FollowRequest(filters=filters, since=since, since_time=since_time)
+        journal = Stub(self._transport, cradled_pb2.Journal, self._metadata)
+        async with aclosing(journal.follow(request)) as entries:
+            async for entry in entries:
+                if entry.HasField("envelope"):
+                    yield entry.position, convert.from_proto(entry.envelope)
 
     async def publish(self, topic: str, event: AnyValue, /) -> None:
         await self._stub.publish(pb.PublishRequest(topic=topic, event=any_to_proto(event)))

@@ -223,7 +223,7 @@ CreateContainer Deactivate Delete DeleteProcess DeleteResource Diff Exec ExecSyn
 PluginInfo PortForward Prepare Publish PullImage Remove RemoveContainer RemoveImage
 RemovePodSandbox ReopenContainerLog ResizePty Resume RunPodSandbox Shutdown Start StartContainer
 Stop StopContainer StopPodSandbox Stream Transfer Update UpdateContainerResources
-UpdatePodSandboxResources UpdateRuntimeConfig View Write
+UpdatePodSandboxResources UpdateRuntimeConfig Upgrade View Write
 """.split()  # noqa: SIM905 - a list to read
 
 NOT_PUBLIC = ("containerd.task.", "containerd.runtime.", "nri.", "containerd.services.events.ttrpc")

@@ -16,6 +16,7 @@ from cradled.core.values import AnyValue
 from cradled.errors import InvalidArgument, ResourceExhausted
 from cradled.events import exchange as exchanges
 from cradled.events import topics
+from cradled.events.cursor import Cursor
 from cradled.events.exchange import Exchange, Subscription
 from cradled.events.journal import Journal
 
@@ -250,12 +251,20 @@ async def test_forwarding() -> None:
         exchange.forward(envelope(namespace=""))
 
 
-async def test_task_events_go_to_the_journal(tmp_path: Path) -> None:
+async def test_events_go_to_the_journal(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path))
     exchange = Exchange(journal)
-    gone = about(topics.task_exited("c", "c", topics.Exit(7, 1, 2)))
-    exchange.publish([about(topics.container_deleted("c")), gone])
-    assert [one for _, one in journal.replay()] == [gone]
+    sent = [
+        about(topics.container_deleted("c")),
+        about(topics.task_exited("c", "c", topics.Exit(7, 1, 2))),
+        about(topics.container_deleted("d")),
+    ]
+    exchange.publish(sent[:1])
+    exchange.forward(sent[1])
+    exchange.publish_late(sent[2:])
+    kept = Cursor(str(tmp_path)).read(journal.last)
+    messages = [EnvelopeMessage.FromString(payload) for _, payload in kept]
+    assert [convert.from_proto(message) for message in messages] == sent
     assert journal.exits() == {("ns", "c", "c", 7)}
     journal.close()
 

@@ -4,42 +4,62 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
 from cradled import version as ours
-from cradled.cli import ondemand, output
+from cradled.cli import moments, ondemand, output
 from cradled.cli.app import App, Command
+from cradled.errors import Unimplemented
 
 if TYPE_CHECKING:
     from cradled.client import Client
+    from cradled.client.events import Event
 
 
 @click.command("events", cls=Command)
 @click.argument("filters", nargs=-1)
+@click.option(
+    "--since",
+    metavar="POSITION|TIME",
+    help="Show first what happened after an event (its position, from --json), for so long (10m), "
+    "or since a time (2026-01-31T08:00:00Z).",
+)
 @click.pass_obj
-def events(app: App, filters: Sequence[str]) -> None:
+def events(app: App, filters: Sequence[str], since: str | None) -> None:
     """Show what happens from now on, a line for each event.
 
     FILTERS are like `topic~=/tasks/` or `namespace==default`; one that matches is enough.
     """
 
-    import json
+    begin = None if since is None else moments.parse(since)
 
     async def main(client: Client) -> None:
-        async for event in client.events(*filters):
-            fields = event.fields
-            if app.json:
-                told = {"time": output.instant(event.time), "namespace": event.namespace}
-                line = json.dumps({**told, "topic": event.topic, "event": fields})
-            else:
-                shown = json.dumps(fields)
-                line = f"{output.instant(event.time)}\t{event.namespace}\t{event.topic}\t{shown}"
-            print(line, flush=True)
+        if begin is None and app.json:
+            with suppress(Unimplemented):  # no journal: no positions
+                await _show(app, client.events(*filters, since=timedelta()))
+        await _show(app, client.events(*filters, since=begin))
 
     app.run(main)
+
+
+async def _show(app: App, events: AsyncIterator[Event]) -> None:
+    import json
+
+    async for event in events:
+        fields = event.fields
+        if app.json:
+            told = {"position": event.position} if event.position else {}
+            told |= {"time": output.instant(event.time), "namespace": event.namespace}
+            line = json.dumps({**told, "topic": event.topic, "event": fields})
+        else:
+            shown = json.dumps(fields)
+            line = f"{output.instant(event.time)}\t{event.namespace}\t{event.topic}\t{shown}"
+        print(line, flush=True)
 
 
 @click.command("version", cls=Command)
