@@ -178,7 +178,8 @@ class Ear:
 class Shim:
     """A running shim with its own directory, namespace and mark.
 
-    ``prelude`` is run where it is forked from, to shorten what it waits for.
+    ``prelude`` is run where it is forked from, to shorten what it waits for. ``foreign`` is the
+    program of another shim, of version 2, to be driven in the place of ours.
     """
 
     def __init__(
@@ -189,12 +190,14 @@ class Shim:
         runtime: str = "runc",
         wrapper: Sequence[str] = (),
         prelude: str = "",
+        foreign: str = "",
     ) -> None:
         self.mark = "s" + secrets.token_hex(5)
         self.directory = directory
         self.runtime = runtime
         self.wrapper = list(wrapper)
         self.prelude = prelude
+        self.foreign = foreign
         self.env = {**os.environ, leaks.MARK: self.mark}
         self.bundles = directory / "bundles"
         self.bundles.mkdir()
@@ -204,13 +207,16 @@ class Shim:
         first = self.bundle("first")
         os.mkfifo(first / "log", 0o700)
         self._log = os.open(first / "log", os.O_RDWR | os.O_NONBLOCK)
-        if forked:
+        self.pid = 0
+        if foreign:
+            self.path = self.program("start", bundle=first).stdout.decode().removeprefix("unix://")
+        elif forked:
             self.path = str(directory / "shim.sock")
             self.pid = self._fork(first)
         else:
             self.path = self.start_program(first).removeprefix("unix://")
-            self.pid = 0
-        self.channel = Channel(self.path)
+        version = 2 if foreign else 3
+        self.channel = Channel(self.path, f"containerd.task.v{version}.Task")
         self.pid = self.pid or self.connect().shim_pid
 
     def _fork(self, bundle: Path) -> int:
@@ -234,7 +240,8 @@ class Shim:
         self, *words: str, bundle: Path, stdin: bytes = b"", check: bool = True
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the shim's program as a daemon does."""
-        argv = [sys.executable, "-I", "-S", "-c", PROGRAM, "-namespace", self.mark]
+        ours = [sys.executable, "-I", "-S", "-c", PROGRAM]
+        argv = [*([self.foreign] if self.foreign else ours), "-namespace", self.mark]
         argv += ["-address", self.grpc, "-publish-binary", "/bin/false", "-id", bundle.name]
         return subprocess.run(
             [*argv, *words], cwd=bundle, input=stdin, check=check, capture_output=True,

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.shims import Shim, Status, eventually, options, running
@@ -14,7 +15,8 @@ from harness.shims import Shim, Status, eventually, options, running
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
-UNKNOWN, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, UNIMPLEMENTED = 2, 5, 6, 9, 12
+UNKNOWN, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS = 2, 3, 5, 6
+FAILED_PRECONDITION, UNIMPLEMENTED = 9, 12
 
 
 @pytest.fixture(scope="module", params=["forked", "program"])
@@ -406,3 +408,42 @@ def test_stacks_on_sigusr1(shim: Shim) -> None:
     text = shim.log()
     while b"most recent call first" not in text:
         text += shim.log()
+
+
+def test_execs_are_paused_with_their_container(shim: Shim) -> None:
+    shim.create("frozen", "/bin/sleep", "1000")
+    shim.call("Start", id="frozen")
+    shim.exec("frozen", "e", "/bin/sleep", "1000")
+    shim.call("Pause", id="frozen")
+    found = shim.state("frozen", "e")
+    assert (found.status, found.id, found.exec_id) == (PAUSED, "e", "e")
+    shim.call("Resume", id="frozen")
+    assert shim.state("frozen", "e").status == RUNNING
+    shim.call("Kill", id="frozen", signal=9)
+    shim.wait("frozen")
+    shim.call("Delete", id="frozen")
+
+
+def test_damaged_options(shim: Shim) -> None:
+    damaged = {"type_url": "containerd.runc.v1.Options", "value": b"\xff\xff"}
+    code, text = refusal(shim, "Create", id="dam", bundle="/nowhere", options=damaged)
+    assert (code, text.partition(":")[0]) == (INVALID_ARGUMENT, "options")
+
+
+@pytest.mark.parametrize("number", [99, 1 << 31])
+def test_no_such_signal(shim: Shim, number: int) -> None:
+    id = f"signal{number}"
+    shim.create(id, "/bin/sleep", "1000")
+    code, text = refusal(shim, "Kill", id=id, signal=number)
+    assert (code, text.partition(":")[0]) == (UNKNOWN, "unknown error after kill")
+    shim.call("Delete", id=id)
+
+
+def test_nothing_is_said_about_the_end_of_what_never_ran(shim: Shim) -> None:
+    shim.create("never", "/bin/true", checkpoint="/nowhere/checkpoint")
+    assert not shim.call("Delete", id="never").HasField("exited_at")
+    assert not eventually(lambda: _deleted(shim, "never")).HasField("exited_at")
+
+
+def _deleted(shim: Shim, id: str) -> Any:
+    return next((e for t, e in shim.ear.heard if t == "/tasks/delete" and e.container_id == id), 0)

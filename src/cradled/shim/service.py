@@ -6,15 +6,17 @@ import os
 
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
 from cradled.shim import messages as m
-from cradled.shim.container import Container, Process, Supervisor
-from cradled.shim.publisher import timestamp
+from cradled.shim.container import Container, Supervisor
 from cradled.ttrpc.codec import decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
 
     from cradled.ttrpc.codec import Message
+
+    M = TypeVar("M", bound=Message)
 
 NAMES = ("containerd.task.v3.Task", "containerd.task.v2.Task")
 """The messages of both versions are the same."""
@@ -82,7 +84,7 @@ class TaskService:
             process = await container.delete()
             self._containers.pop(request.id, None)
         return m.DeleteResponse(
-            pid=process.pid, exit_status=process.exit_status, exited_at=_exited_at(process)
+            pid=process.pid, exit_status=process.exit_status, exited_at=process.end
         )
 
     async def exec(self, request: m.ExecProcessRequest) -> None:
@@ -99,8 +101,8 @@ class TaskService:
         await self._container(request.id).resume()
 
     async def checkpoint(self, request: m.CheckpointTaskRequest) -> None:
-        value = request.options.value if request.options is not None else b""
-        await self._container(request.id).dump(request.path, decode(m.CheckpointOptions, value))
+        options = _decoded(m.CheckpointOptions, request.options)
+        await self._container(request.id).dump(request.path, options)
 
     async def update(self, request: m.UpdateTaskRequest) -> None:
         container = self._container(request.id)
@@ -120,10 +122,10 @@ class TaskService:
         process = container.process(request.exec_id)
         given = process.request
         return m.StateResponse(
-            id=request.id, exec_id=request.exec_id, bundle=container.bundle, pid=process.pid,
-            status=process.state.now, stdin=given.stdin, stdout=given.stdout, stderr=given.stderr,
-            terminal=given.terminal, exit_status=process.exit_status,
-            exited_at=_exited_at(process),
+            id=process.id or request.id, exec_id=process.id, bundle=container.bundle,
+            pid=process.pid, status=container.status(process), terminal=given.terminal,
+            stdin=given.stdin, stdout=given.stdout, stderr=given.stderr,
+            exit_status=process.exit_status, exited_at=process.end,
         )  # fmt: skip
 
     async def pids(self, request: m.PidsRequest) -> Message:
@@ -135,7 +137,7 @@ class TaskService:
     async def wait(self, request: m.WaitRequest) -> Message:
         process = self._container(request.id).process(request.exec_id)
         await process.exited
-        return m.WaitResponse(exit_status=process.exit_status, exited_at=_exited_at(process))
+        return m.WaitResponse(exit_status=process.exit_status, exited_at=process.end)
 
     async def connect(self, request: m.ConnectRequest) -> Message:
         container = self._containers.get(request.id)
@@ -160,8 +162,11 @@ def _options(options: m.Any | None) -> m.Options:
     name = options.type_url.rpartition("/")[2]
     if name != m.Options.NAME:
         raise InvalidArgument(f"options of type {name}")
-    return decode(m.Options, options.value)
+    return _decoded(m.Options, options)
 
 
-def _exited_at(process: Process) -> m.Timestamp | None:
-    return timestamp(process.exited_at) if process.exited_at else None
+def _decoded(kind: type[M], options: m.Any | None) -> M:
+    try:
+        return decode(kind, options.value if options is not None else b"")
+    except ValueError as error:
+        raise InvalidArgument(f"options: {error}") from None
