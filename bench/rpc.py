@@ -1,8 +1,8 @@
 """``python -m bench.rpc``: the price of a call, beside Debian's containerd in the same run.
 
-Three servers answer Version: containerd, our RPC core with nothing behind it (``core``), and a
-socket server that replies the right bytes without looking at the request (``floor``), which is
-what Python and the loop cost by themselves. The client is a blocking socket that sends prepared
+Four servers answer Version: containerd, our daemon, our RPC core with nothing behind it (``core``),
+and a socket server that replies the right bytes without looking at the request (``floor``), which
+is what Python and the loop cost by themselves. The client is a blocking socket that sends prepared
 frames and looks only at the heads of what comes back; it costs less than any server here.
 
 Also measured: a stream of 1 MiB messages each way through ``core``, with nothing behind it, as a
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -289,22 +289,19 @@ def measure(report: Report, servers: dict[str, tuple[Path, int]], rounds: int, s
 
 
 async def run(rounds: int, seconds: float) -> Report:
-    report = Report(ours="core")
-    with tempfile.TemporaryDirectory(prefix="bench-rpc-") as directory:
-        work = Path(directory)
-        go = Target("containerd", work)
-        await go.start()
-        try:
-            with core("core", work) as ours, core("floor", work) as floor:
-                assert go.process is not None
-                servers = {
-                    "containerd": (go.socket, go.process.pid),
-                    "core": ours,
-                    "floor": floor,
-                }
-                await asyncio.to_thread(measure, report, servers, rounds, seconds)
-        finally:
-            await go.destroy()
+    report = Report()
+    async with AsyncExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-rpc-")))
+        servers = {}
+        for name in ("containerd", "cradled"):
+            target = Target(name, work)
+            stack.push_async_callback(target.destroy)
+            await target.start()
+            assert target.process is not None
+            servers[name] = (target.socket, target.process.pid)
+        for kind in ("core", "floor"):
+            servers[kind] = stack.enter_context(core(kind, work))
+        await asyncio.to_thread(measure, report, servers, rounds, seconds)
     return report
 
 
