@@ -48,6 +48,7 @@ class FakeShim:
         self.path = path
         self.calls: list[str] = []
         self.namespaces: set[str] = set()
+        self.checkpoints: list[str] = []
         self.script: dict[str, Callable[[], Any]] = {}
         self.processes: dict[tuple[str, str], _Process] = {}
         self._next_pid = 1000
@@ -157,6 +158,13 @@ class FakeShim:
         await self._enter("stats", call)
         self._find(request)
         return pb.StatsResponse(stats=wellknown_pb2.Any(type_url="stats", value=b"1"))
+
+    async def checkpoint(self, call: Call, request: Any) -> Any:
+        await self._enter("checkpoint", call)
+        self._find(request)
+        self.checkpoints.append(request.path)
+        Path(request.path, "pages").write_bytes(b"pages of " + request.id.encode())
+        return wellknown_pb2.Empty()
 
     async def connect(self, call: Call, request: Any) -> Any:
         await self._enter("connect", call)

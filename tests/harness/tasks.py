@@ -31,9 +31,12 @@ from cradled.events.exchange import Exchange, Subscription
 from cradled.events.journal import Journal
 from cradled.rpc.service import Router
 from cradled.rpc.ttrpc_server import TtrpcServer
+from cradled.runtime.assembly import Assembly
 from cradled.runtime.bootstrap import Daemon
+from cradled.runtime.checkpoints import Checkpoints
 from cradled.runtime.launcher import RUNC_OPTIONS, Launchers
 from cradled.runtime.manager import TaskManager
+from cradled.runtime.shims import Shims
 from cradled.services.events_ttrpc import EventsTtrpcService
 from cradled.zygote.client import Zygote
 from harness import leaks
@@ -46,6 +49,14 @@ SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 PATIENCE = 20.0
+
+
+def _no_checkpoints() -> Checkpoints:
+    raise AssertionError("no test here has its checkpoints made blobs of")
+
+
+async def _no_sandbox(scope: Scope, id: str) -> None:
+    raise NotFound(f'sandbox "{id}"')
 
 
 class Node:
@@ -79,9 +90,9 @@ class Node:
         self.zygote = Zygote(["cradled.shim.serve"])
         daemon = Daemon(str(self.directory / "d.sock"), self.address, str(self.directory / "s"))
         launchers = Launchers(daemon, self.zygote, runc_root=str(self.directory / "runc"))
-        self.tasks = TaskManager(
-            str(self.state), str(self.root), launchers, self._container, self.exchange
-        )
+        shims = Shims(str(self.state), str(self.root), launchers)
+        assembly = Assembly(shims, _no_checkpoints, _no_sandbox)
+        self.tasks = TaskManager(assembly, self._container, self.exchange)
         await self.tasks.recover(self.journal.exits())
         router = Router()
         router.add(events_ttrpc_pb2.Events, EventsTtrpcService(self.tasks.forward))

@@ -242,13 +242,23 @@ async def _shims(context: InitContext) -> Any:
 
 
 async def _tasks(context: InitContext) -> Any:
+    from cradled.runtime.assembly import Assembly
     from cradled.runtime.manager import TaskManager
+    from cradled.runtime.shims import Shims
 
     db = context.get(*_DB)
+
+    def checkpoints() -> Any:
+        from cradled.runtime.checkpoints import Checkpoints
+
+        return Checkpoints(context.get(*_DIFFERS), lambda scope: db.scoped(scope).content)
+
+    async def sandbox(scope: Any, id: str) -> None:
+        await db.scoped(scope).sandboxes.get(id)
+
+    shims = Shims(context.state, context.root, context.get(*_SHIMS))
     manager = TaskManager(
-        context.state,
-        context.root,
-        context.get(*_SHIMS),
+        Assembly(shims, checkpoints, sandbox),
         lambda scope, id: db.scoped(scope).containers.get(id),
         context.get(*_EXCHANGE),
     )

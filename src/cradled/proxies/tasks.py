@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from cradled.api import tasks_pb2 as pb
 from cradled.convert import tasks as convert
-from cradled.convert.values import any_from_proto, any_to_proto, nanoseconds, optional_any_to_proto
+from cradled.convert.values import (
+    any_from_proto,
+    any_to_proto,
+    descriptor_from_proto,
+    nanoseconds,
+    optional_any_to_proto,
+)
 from cradled.core.scope import Scope
 from cradled.core.tasks import CreateTask, Exit, Process, Stdio
-from cradled.core.values import AnyValue
+from cradled.core.values import AnyValue, Descriptor
 from cradled.proxies.scope import metadata
 from cradled.rpc.stub import Stub, Transport
 
@@ -82,6 +88,13 @@ class ProxyTasks:
             (entry.pid, any_from_proto(entry.info) if entry.HasField("info") else None)
             for entry in response.processes
         ]
+
+    async def checkpoint(self, id: str, options: AnyValue | None = None, /) -> Sequence[Descriptor]:
+        """The blobs that it became; none where the options name a directory."""
+        response = await self._stub.checkpoint(
+            pb.CheckpointTaskRequest(container_id=id, options=optional_any_to_proto(options))
+        )
+        return [descriptor_from_proto(made) for made in response.descriptors]
 
     async def update(
         self, id: str, resources: AnyValue | None, annotations: Mapping[str, str] | None = None, /

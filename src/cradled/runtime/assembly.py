@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,76 +18,120 @@ from cradled.aio.undo import Undo
 from cradled.core.containers import Container
 from cradled.core.scope import Scope
 from cradled.core.tasks import CreateTask, Exit
-from cradled.core.values import AnyValue
-from cradled.errors import Unimplemented
+from cradled.core.values import AnyValue, Descriptor
 from cradled.linux.tree import remove_tree
-from cradled.runtime import bootstrap, dialing
+from cradled.runtime import bootstrap, checkpoints
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, group_of
-from cradled.runtime.launcher import RUNC_OPTIONS, Launcher, Launchers, runc_options
+from cradled.runtime.checkpoints import Checkpoints, Restore
+from cradled.runtime.launcher import DEFAULT_RUNTIME, Launcher
 from cradled.runtime.rootfs import Overlays, upper_of
 from cradled.runtime.shim_client import ShimClient
+from cradled.runtime.shims import Shims, reach
 from cradled.runtime.task import INIT, ShimLog, Task
-from cradled.spans import span, traced
+from cradled.spans import span
 
 log = logging.getLogger(__name__)
 
 GONE_SECONDS = 1.0
 """How long a shim that has nothing left may take to exit."""
 
-UNKNOWN_EXIT = 255
+_JOINABLE = 3
+"""The first version of the Task API by which containers join the shim of a sandbox."""
+
+Sandboxes = Callable[[Scope, str], Awaitable[Bootstrap | None]]
+"""Where the shim of a sandbox serves, if that is known. Raises NotFound for no sandbox."""
 
 
 @dataclass(slots=True)
 class _Shim:
-    """A shim in the making."""
+    """A shim in the making; ``joined`` is that of a sandbox, which is there already."""
 
     bundle: Bundle
     launcher: Launcher
-    sandboxed: bool
+    joined: Bootstrap | None
     client: ShimClient | None = None
 
 
 class Assembly:
-    """``state`` and ``root`` are the directories that bundles and work directories are in."""
+    """``checkpoints`` and ``sandboxes`` are asked for when a task needs them."""
 
-    def __init__(self, state: str, root: str, launchers: Launchers) -> None:
-        self.state = state
-        self.root = root
-        self.launchers = launchers
+    def __init__(
+        self, shims: Shims, checkpoints: Callable[[], Checkpoints], sandboxes: Sandboxes
+    ) -> None:
+        self.shims = shims
+        self.launchers = shims.launchers
+        self._checkpoints = checkpoints
+        self._sandboxes = sandboxes
         self._overlays = Overlays()
 
     async def make(self, scope: Scope, container: Container, request: CreateTask) -> Task:
         """Make a task; raises what shim and OCI runtime say, and leaves nothing then."""
-        launcher = self.launchers.of_runtime(request.runtime or container.runtime.name)
+        runtime = request.runtime or container.runtime.name
+        launcher = self.launchers.of_runtime(runtime)
         options = launcher.options(_chosen(request.options, container.runtime.options))
-        checkpoint = _restore_from(request, options)
-        bundle = self._bundle(scope.namespace, request.id)
+        restore = checkpoints.restore_of(request, runtime or DEFAULT_RUNTIME)
+        joined = await self._sandbox(scope, container.sandbox, request)
+        bundle = self.shims.bundle(scope.namespace, request.id)
         spec = container.spec.value if container.spec is not None else b""
         async with Undo() as undo:
             with span("bundle.create"):
-                await threads.run("fs", bundle.create, spec, launcher.path, container.sandbox)
+                sandbox = container.sandbox if joined is not None else ""
+                await threads.run("fs", bundle.create, spec, launcher.path, sandbox)
             undo.push("removal of the bundle", threads.run, "fs", bundle.remove)
             failpoints.hit("runtime.create.bundle")
+            path = await self._unpacked(scope, restore, bundle)
             shim_log = ShimLog(bundle)
             undo.push("closing of the log", shim_log.aclose)
-            shim = _Shim(bundle, launcher, bool(request.task_api_address))
+            shim = _Shim(bundle, launcher, joined)
             undo.push("clean-up of the shim", self._abandon, shim)
-            client = shim.client = await self._connect(shim, request, options, group_of(spec))
+            client = shim.client = await self._connect(shim, options, group_of(spec))
             failpoints.hit("runtime.create.connected")
-            task = Task(bundle, launcher, client, shim_log, sandboxed=shim.sandboxed)
-            task.upper = upper_of(request.rootfs)
-            await self._overlays.settled(task.upper)
-            try:
-                task.pid = await client.create(
-                    task.id, bundle.path, request.rootfs, request.stdio, options, checkpoint
-                )
-            except errors.Error as error:
-                raise _within("failed to create shim task", error) from error
+            task = Task(bundle, launcher, client, shim_log, sandboxed=joined is not None)
+            await self._fill(task, request, options, path)
+            if restore.blob is not None:
+                task.checkpoint = path
+            if restore.at_once:
+                task.has_started(INIT, await client.start(task.id, INIT))
             failpoints.hit("runtime.create.created")
             undo.commit()
-        task.stdio = request.stdio
         return task
+
+    async def _fill(
+        self, task: Task, request: CreateTask, options: AnyValue | None, checkpoint: str
+    ) -> None:
+        """Have the shim create the container."""
+        task.stdio = request.stdio
+        task.upper = upper_of(request.rootfs)
+        await self._overlays.settled(task.upper)
+        try:
+            task.pid = await task.client.create(
+                task.id, task.bundle.path, request.rootfs, request.stdio, options, checkpoint
+            )
+        except errors.Error as error:
+            raise _within("failed to create shim task", error) from error
+
+    async def _unpacked(self, scope: Scope, restore: Restore, bundle: Bundle) -> str:
+        """The directory to restore from; empty for none."""
+        if restore.blob is None:
+            return restore.path
+        await self._checkpoints().unpack(scope, restore.blob, bundle.checkpoint)
+        return bundle.checkpoint
+
+    async def checkpoint(
+        self, scope: Scope, task: Task, container: Container, options: AnyValue | None
+    ) -> list[Descriptor]:
+        """Have the shim write a checkpoint where the options say, or make blobs of it."""
+        path = checkpoints.image_path(options, container.runtime.name or DEFAULT_RUNTIME)
+        if path:
+            await task.client.checkpoint(task.id, path, options)
+            return []
+        directory = await threads.run("fs", task.bundle.make_directory)
+        try:
+            await task.client.checkpoint(task.id, directory, options)
+            return await self._checkpoints().pack(scope, directory, container.spec)
+        finally:
+            await threads.run("fs", remove_tree, directory)
 
     async def delete(self, task: Task) -> Exit:
         """Have the shim delete the container. Raises what it says."""
@@ -98,17 +142,7 @@ class Assembly:
 
     async def dismantle(self, task: Task) -> None:
         """Remove all that is left of a task whose container was deleted."""
-        await asyncio.gather(self._hang_up(task), self.remove(task.bundle))
-
-    @traced("shim.bury")
-    async def bury(self, bundle: Bundle, launcher: Launcher, pid: int) -> Exit:
-        """Clean up after a dead shim; how its container ended, ``UNKNOWN_EXIT`` if none knows."""
-        try:
-            end = await launcher.delete(bundle)
-        except (errors.Error, OSError) as error:
-            log.warning("clean-up after the shim of %s: %s", bundle.id, error)
-            return Exit(pid, UNKNOWN_EXIT, time.time_ns())
-        return Exit(pid or end.pid, end.status, end.exited_at)
+        await asyncio.gather(self._hang_up(task), self.shims.remove(task.bundle))
 
     async def dismiss(self, bundle: Bundle, launcher: Launcher, client: ShimClient) -> None:
         """End a shim that has no container of this bundle, or only half of one."""
@@ -117,10 +151,10 @@ class Assembly:
         try:
             if not await self._end(bundle, client, gone):
                 # It died, is still creating, or serves others of its group.
-                await self.bury(bundle, launcher, 0)
+                await self.shims.bury(bundle, launcher, 0)
                 await self._end(bundle, client, gone)
             elif not launcher.is_tidy:
-                await self.bury(bundle, launcher, 0)
+                await self.shims.bury(bundle, launcher, 0)
         finally:
             await client.aclose()
 
@@ -137,56 +171,45 @@ class Assembly:
             return False
         return True
 
-    async def remove(self, bundle: Bundle) -> None:
-        """Remove a bundle; if that fails it is the next start's.
-
-        What takes time goes on when this returns.
-        """
+    async def _sandbox(self, scope: Scope, sandbox: str, request: CreateTask) -> Bootstrap | None:
+        """The shim of a sandbox that the container is to be in; None: it gets one as others do."""
+        if not sandbox:
+            return None
         try:
-            with span("bundle.remove"):
-                hidden = await threads.run("fs", bundle.hide)
-        except OSError as error:
-            log.error("bundle %s was not removed: %s", bundle.path, error)
-        else:
-            failpoints.hit("runtime.remove.removed")
-            if hidden:
-                threads.begin("fs", _clear, hidden)
+            known = await self._sandboxes(scope, sandbox)
+        except errors.NotFound:
+            return None
+        if request.task_api_address:
+            known = bootstrap.parse_address(request.task_api_address, request.task_api_version)
+        return known if known is not None and known.version >= _JOINABLE else None
 
-    def _bundle(self, namespace: str, id: str) -> Bundle:
-        path, work = (f"{base}/{namespace}/{id}" for base in (self.state, self.root))
-        return Bundle(path, work, namespace, id)
-
-    async def _connect(
-        self, shim: _Shim, request: CreateTask, options: AnyValue | None, group: str
-    ) -> ShimClient:
+    async def _connect(self, shim: _Shim, options: AnyValue | None, group: str) -> ShimClient:
         """Start a shim, or take that of the sandbox, and connect to it."""
-        result: Bootstrap
-        if shim.sandboxed:
-            result = bootstrap.parse_address(request.task_api_address, request.task_api_version)
+        result = shim.joined
+        if result is not None:
             await threads.run("fs", shim.bundle.save_bootstrap, result)
         else:
             with span("shim.start"):
                 result = await shim.launcher.start(shim.bundle, options, group)
-        try:
-            with span("shim.connect"):
-                return await ShimClient.connect(
-                    result,
-                    shim.bundle.namespace,
-                    timeout=dialing.LIMITS[result.protocol],
-                    late=dialing.LATE_SECONDS,
-                )
-        except (OSError, errors.Unavailable) as error:
-            raise errors.Error(f"failed to connect to shim: {error}") from error
+        return ShimClient(await reach(result), shim.bundle.namespace, result)
 
     async def _abandon(self, shim: _Shim) -> None:
         """Take back a shim whose container could not be made."""
         if shim.client is None:
-            if not shim.sandboxed:
-                await self.bury(shim.bundle, shim.launcher, 0)
-        elif shim.sandboxed:
-            await shim.client.aclose()
+            if shim.joined is None:
+                await self.shims.bury(shim.bundle, shim.launcher, 0)
+        elif shim.joined is not None:
+            await self._leave(shim.bundle, shim.client)
         else:
             await self.dismiss(shim.bundle, shim.launcher, shim.client)
+
+    async def _leave(self, bundle: Bundle, client: ShimClient) -> None:
+        """Take a container that may be half made out of a sandbox's shim."""
+        try:
+            with suppress(errors.Error):
+                await client.delete(bundle.id, INIT, timeout=self.launchers.timeouts.shutdown)
+        finally:
+            await client.aclose()
 
     async def _hang_up(self, task: Task) -> None:
         try:
@@ -199,27 +222,9 @@ class Assembly:
             await task.aclose()
 
 
-def _clear(directories: list[str]) -> None:
-    """Blocking: remove what bundles left."""
-    for directory in directories:
-        try:
-            remove_tree(directory)
-        except OSError as error:
-            log.error("%s was not removed: %s", directory, error)
-
-
 def _chosen(of_task: AnyValue | None, of_container: AnyValue | None) -> AnyValue | None:
     """A request's options; empty ones say nothing, then the container's count."""
     return of_task if of_task is not None and of_task.type_url else of_container
-
-
-def _restore_from(request: CreateTask, options: AnyValue | None) -> str:
-    """The directory of the checkpoint that the task starts from; empty for none."""
-    if request.checkpoint is not None:
-        raise Unimplemented("checkpoints kept as content")
-    if options is None or options.type_url.rpartition("/")[2] != RUNC_OPTIONS:
-        return ""
-    return runc_options(options).criu_image_path
 
 
 def _within(step: str, error: errors.Error) -> errors.Error:

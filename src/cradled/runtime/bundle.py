@@ -55,6 +55,17 @@ class Bundle:
     def log(self) -> str:
         return f"{self.path}/log"
 
+    @property
+    def checkpoint(self) -> str:
+        """Where a checkpoint is unpacked to that the task starts from."""
+        return f"{self.work}/checkpoint"
+
+    def make_directory(self) -> str:
+        """A new directory for whatever the task needs, on the disk; it goes with the bundle."""
+        path = f"{self.work}/{os.urandom(8).hex()}"
+        os.mkdir(path, 0o700)
+        return path
+
     def create(self, spec: bytes, shim: str, sandbox: str = "") -> None:
         """Make it with all that the daemon puts in. Raises AlreadyExists; leaves nothing then."""
         os.makedirs(os.path.dirname(self.path), 0o711, exist_ok=True)

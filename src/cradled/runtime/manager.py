@@ -19,19 +19,19 @@ from typing import Any, Protocol, TypeVar
 from cradled import errors, failpoints, identifiers
 from cradled.aio import threads
 from cradled.aio.keyed_lock import KeyedLock
-from cradled.api import runc_options_pb2
 from cradled.core.containers import Container
 from cradled.core.events import Envelope
 from cradled.core.scope import Scope
 from cradled.core.tasks import CreateTask, Exit, Process, Status, Stdio
-from cradled.core.values import AnyValue
-from cradled.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from cradled.core.values import AnyValue, Descriptor
+from cradled.errors import AlreadyExists, InvalidArgument, NotFound
 from cradled.events import topics
+from cradled.linux.tree import remove_tree
 from cradled.rpc.ttrpc_client import ConnectionLost
 from cradled.runtime import metrics
 from cradled.runtime.assembly import Assembly
 from cradled.runtime.bundle import Bundle, bundles, remove_orphans
-from cradled.runtime.launcher import Launcher, Launchers
+from cradled.runtime.launcher import Launcher
 from cradled.runtime.recovery import Facts, Verdict, gather, judge
 from cradled.runtime.task import INIT, Task
 
@@ -61,7 +61,7 @@ class Events(Protocol):
 
 
 class TaskManager:
-    """All tasks of a state directory.
+    """All tasks of the state directory that ``assembly`` makes them in.
 
     ``containers`` looks a container's record up, and raises NotFound. Call ``recover`` before
     anything else, ``aclose`` at the end: shims and containers go on.
@@ -69,14 +69,13 @@ class TaskManager:
 
     def __init__(
         self,
-        state: str,
-        root: str,
-        launchers: Launchers,
+        assembly: Assembly,
         containers: Callable[[Scope, str], Awaitable[Container]],
         events: Events,
     ) -> None:
-        self._assembly = Assembly(state, root, launchers)
-        self._timeouts = launchers.timeouts
+        self._assembly = assembly
+        self._shims = assembly.shims
+        self._timeouts = assembly.launchers.timeouts
         self._containers = containers
         self._events = events
         self._tasks: dict[Key, Task] = {}
@@ -120,6 +119,9 @@ class TaskManager:
         pid = await task.client.start(id, exec_id)
         failpoints.hit("runtime.exec.started" if exec_id else "runtime.start.started")
         task.has_started(exec_id, pid)
+        if task.checkpoint and not exec_id:
+            threads.begin("fs", remove_tree, task.checkpoint)
+            task.checkpoint = ""
         return pid
 
     async def exec(self, scope: Scope, id: str, exec_id: str, stdio: Stdio, spec: AnyValue) -> None:
@@ -182,14 +184,16 @@ class TaskManager:
     ) -> None:
         await self._find(scope, id).client.update(id, resources, annotations)
 
-    async def checkpoint(self, scope: Scope, id: str, options: AnyValue | None) -> None:
-        """Write a checkpoint to the directory that the options name."""
-        task = self._find(scope, id)
-        value = b"" if options is None else options.value
-        path = runc_options_pb2.CheckpointOptions.FromString(value).image_path
-        if not path:
-            raise Unimplemented("checkpoints kept as content")
-        await task.client.checkpoint(id, path, options)
+    async def checkpoint(
+        self, scope: Scope, id: str, options: AnyValue | None
+    ) -> Sequence[Descriptor]:
+        """Write a checkpoint to the directory that the options name.
+
+        Without one it becomes blobs of the scope, that nothing but the scope's lease keeps: what
+        criu wrote, and the container's spec.
+        """
+        container = await self._containers(scope, id)
+        return await self._assembly.checkpoint(scope, self._find(scope, id), container, options)
 
     async def metrics(self, scope: Scope, filters: Sequence[str]) -> Sequence[metrics.Metric]:
         return await metrics.collect(self._of_namespace(scope), filters, self._timeouts.stats)
@@ -212,7 +216,7 @@ class TaskManager:
 
     async def recover(self, told: Collection[Told] = ()) -> None:
         """Find all tasks again, or what is left of them; ``told`` are exits published already."""
-        state, root = self._assembly.state, self._assembly.root
+        state, root = self._shims.state, self._shims.root
         found = await threads.run("fs", bundles, state, root)
         turn = asyncio.Semaphore(_RECOVER_AT_ONCE)
 
@@ -303,13 +307,13 @@ class TaskManager:
                 failpoints.hit("runtime.reap.told")
                 del self._tasks[task.key]
                 await task.aclose()
-                await self._assembly.remove(task.bundle)
+                await self._shims.remove(task.bundle)
 
     async def _reap(
         self, bundle: Bundle, launcher: Launcher, pid: int, exit_told: bool
     ) -> Sequence[Envelope]:
         """Clean up after a dead shim; what is to be told of its container, if there was one."""
-        end = await self._assembly.bury(bundle, launcher, pid)
+        end = await self._shims.bury(bundle, launcher, pid)
         failpoints.hit("runtime.reap.buried")
         if not end.pid:
             return ()
@@ -333,7 +337,7 @@ class TaskManager:
                 is_told = any(x[:3] == (bundle.namespace, bundle.id, bundle.id) for x in told)
                 self._events.publish_late(await self._reap(bundle, launcher, 0, is_told))
                 failpoints.hit("runtime.recover.told")
-            await self._assembly.remove(bundle)
+            await self._shims.remove(bundle)
         finally:
             if verdict is not Verdict.KEEP:
                 await facts.aclose()

@@ -47,6 +47,8 @@ class Task:
         self.stdio = Stdio()
         self.upper = ""
         """The upper directory of its root file system, if it is known and is an overlay."""
+        self.checkpoint = ""
+        """The directory that it starts from and that is of no use afterwards."""
         self.status = Status.CREATED
         self.exit_told = False
         """Whether the exit event of init has been published."""

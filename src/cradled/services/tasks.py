@@ -10,6 +10,7 @@ from cradled.convert import tasks as convert
 from cradled.convert.values import (
     any_from_proto,
     any_to_proto,
+    descriptor_to_proto,
     optional_any_to_proto,
     timestamp,
     timestamp_or_never,
@@ -116,8 +117,8 @@ class TasksService:
     ) -> pb.CheckpointTaskResponse:
         scope = await self._scope(call, request.container_id)
         options = any_from_proto(request.options) if request.HasField("options") else None
-        await self._tasks.checkpoint(scope, request.container_id, options)
-        return pb.CheckpointTaskResponse()
+        made = await self._tasks.checkpoint(scope, request.container_id, options)
+        return pb.CheckpointTaskResponse(descriptors=map(descriptor_to_proto, made))
 
     async def update(self, call: Call, request: pb.UpdateTaskRequest) -> Empty:
         scope = await self._scope(call, request.container_id)

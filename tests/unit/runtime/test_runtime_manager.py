@@ -1,90 +1,22 @@
 """The task manager over shims without containers: what can go wrong between the two."""
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.fake_shim import FakeShims
+from harness.task_world import NS, World, until
 
 from cradled import errors
-from cradled.aio import threads
 from cradled.core.containers import Container, Runtime
 from cradled.core.events import Envelope
 from cradled.core.scope import Scope
-from cradled.core.tasks import CreateTask, Exit, Status, Stdio
+from cradled.core.tasks import Exit, Status, Stdio
 from cradled.core.values import AnyValue
 from cradled.events import topics
-from cradled.runtime.manager import TaskManager
 from cradled.runtime.recovery import Facts, Verdict, judge
 from cradled.runtime.shim_client import ShimClient
 from cradled.runtime.timeouts import Timeouts
-
-NS = Scope("ns")
-
-
-class World:
-    """A directory, fake shims, and a manager that can be replaced by its successor."""
-
-    def __init__(self, directory: Path, protocol: str) -> None:
-        self.directory = directory
-        self.shims = FakeShims(directory, protocol=protocol)
-        self.events: list[Envelope] = []
-        self.containers = {id: Container(id, spec=AnyValue("s", b"{}")) for id in "abc"}
-        self.manager = self.make()
-
-    def make(self) -> TaskManager:
-        state, root = str(self.directory / "state"), str(self.directory / "root")
-        return TaskManager(state, root, self.shims, self.container, self)  # type: ignore[arg-type]
-
-    async def container(self, scope: Scope, id: str) -> Container:
-        return self.containers[id]
-
-    def publish(self, envelopes: Any, /) -> None:
-        self.events += envelopes
-
-    publish_late = publish
-
-    def forward(self, envelope: Envelope, /) -> None:
-        self.events.append(envelope)
-
-    async def restart(self, told: Any = ()) -> None:
-        await self.manager.aclose()
-        self.manager = self.make()
-        await self.manager.recover(told)
-
-    async def create(self, id: str, **more: Any) -> int:
-        return await self.manager.create(NS, CreateTask(id, **more))
-
-    def told(self) -> list[str]:
-        return [envelope.topic for envelope in self.events]
-
-    def bundles(self) -> list[str]:
-        places = (self.directory / "state" / "ns", self.directory / "root" / "ns")
-        names = [path.name for place in places if place.exists() for path in place.iterdir()]
-        return [name for name in names if not name.startswith(".")]
-
-
-@pytest.fixture(params=["ttrpc", "grpc"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    directory = Path(tempfile.mkdtemp(prefix="crm"))  # short: sockets are in it
-    world = World(directory, request.param)
-    yield world
-    await world.manager.aclose()
-    await world.shims.aclose()
-    threads.close()
-    left = [path for path in directory.rglob("*") if path.name.startswith(".")]
-    shutil.rmtree(directory)
-    assert left == []
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 async def test_calls_of_a_life(world: World) -> None:

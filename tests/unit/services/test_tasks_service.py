@@ -12,7 +12,7 @@ from cradled.api import tasks_pb2 as pb
 from cradled.core.mount import Mount
 from cradled.core.scope import Scope
 from cradled.core.tasks import CreateTask, Exit, Process, Status, Stdio
-from cradled.core.values import AnyValue
+from cradled.core.values import AnyValue, Descriptor
 from cradled.rpc.inprocess import InProcess
 from cradled.rpc.service import Router
 from cradled.rpc.stub import Stub
@@ -145,7 +145,9 @@ async def test_update_checkpoint_and_io(tasks: Any, runtime: Recorder) -> None:
     request = pb.UpdateTaskRequest(container_id="c", annotations={"a": "b"})
     request.resources.type_url = "R"
     await tasks.update(request)
-    await tasks.checkpoint(pb.CheckpointTaskRequest(container_id="c"))
+    runtime.answers["checkpoint"] = [Descriptor("m", "d", 5)]
+    reply = await tasks.checkpoint(pb.CheckpointTaskRequest(container_id="c"))
+    assert [(d.media_type, d.digest, d.size) for d in reply.descriptors] == [("m", "d", 5)]
     await tasks.resize_pty(pb.ResizePtyRequest(container_id="c", exec_id="e", width=8, height=9))
     await tasks.close_io(pb.CloseIORequest(container_id="c", stdin=True))
     await tasks.pause(pb.PauseTaskRequest(container_id="c"))

@@ -1,0 +1,78 @@
+"""Async. Shims and their bundles below one state directory: reached, cleaned up after, removed."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from cradled import errors, failpoints
+from cradled.aio import threads
+from cradled.core.tasks import Exit
+from cradled.linux.tree import remove_tree
+from cradled.runtime import dialing
+from cradled.runtime.bootstrap import Bootstrap
+from cradled.runtime.bundle import Bundle
+from cradled.runtime.launcher import Launcher, Launchers
+from cradled.spans import span, traced
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_EXIT = 255
+
+
+class Shims:
+    """``state`` and ``root`` are the directories that bundles and work directories are in."""
+
+    def __init__(self, state: str, root: str, launchers: Launchers) -> None:
+        self.state = state
+        self.root = root
+        self.launchers = launchers
+
+    def bundle(self, namespace: str, id: str) -> Bundle:
+        """The place of a bundle that need not exist."""
+        path, work = (f"{base}/{namespace}/{id}" for base in (self.state, self.root))
+        return Bundle(path, work, namespace, id)
+
+    @traced("shim.bury")
+    async def bury(self, bundle: Bundle, launcher: Launcher, pid: int) -> Exit:
+        """Clean up after a dead shim; how its container ended, ``UNKNOWN_EXIT`` if none knows."""
+        try:
+            end = await launcher.delete(bundle)
+        except (errors.Error, OSError) as error:
+            log.warning("clean-up after the shim of %s: %s", bundle.id, error)
+            return Exit(pid, UNKNOWN_EXIT, time.time_ns())
+        return Exit(pid or end.pid, end.status, end.exited_at)
+
+    async def remove(self, bundle: Bundle) -> None:
+        """Remove a bundle; if that fails it is the next start's.
+
+        What takes time goes on when this returns.
+        """
+        try:
+            with span("bundle.remove"):
+                hidden = await threads.run("fs", bundle.hide)
+        except OSError as error:
+            log.error("bundle %s was not removed: %s", bundle.path, error)
+        else:
+            failpoints.hit("runtime.remove.removed")
+            if hidden:
+                threads.begin("fs", _clear, hidden)
+
+
+@traced("shim.connect")
+async def reach(bootstrap: Bootstrap) -> dialing.Channel:
+    """Connect to a shim that was started just now. Raises Error."""
+    limit = dialing.LIMITS[bootstrap.protocol]
+    try:
+        return await dialing.connect(bootstrap, timeout=limit, late=dialing.LATE_SECONDS)
+    except (OSError, errors.Unavailable) as error:
+        raise errors.Error(f"failed to connect to shim: {error}") from error
+
+
+def _clear(directories: list[str]) -> None:
+    """Blocking: remove what bundles left."""
+    for directory in directories:
+        try:
+            remove_tree(directory)
+        except OSError as error:
+            log.error("%s was not removed: %s", directory, error)
