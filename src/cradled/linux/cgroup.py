@@ -54,11 +54,14 @@ class Cgroup:
         return list(_pids(self._members()))
 
     def thaw(self) -> None:
-        """Let a frozen group run. Raises OSError."""
-        if self.unified:
-            write(f"{self.directory('')}/cgroup.freeze", "0")
-        else:
-            write(f"{self.directory('freezer')}/freezer.state", "THAWED")
+        """Let a frozen group run, if it is still there."""
+        try:
+            if self.unified:
+                write(f"{self.directory('')}/cgroup.freeze", "0")
+            else:
+                write(f"{self.directory('freezer')}/freezer.state", "THAWED")
+        except FileNotFoundError:
+            pass
 
     def is_frozen(self) -> bool:
         """Whether no process in the group runs, nor will."""
@@ -159,6 +162,14 @@ def text(path: str) -> str:
         return read(path)
     except OSError:
         return ""
+
+
+def listed(directory: str) -> list[str]:
+    """The names of all files of a group."""
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def number(path: str) -> int:

@@ -39,6 +39,14 @@ def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
             written += os.write(fd, view[written:])
 
 
+def discard(path: str) -> None:
+    """Remove a file, if there is one."""
+    try:  # noqa: SIM105 (the shim has no contextlib)
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
 def sync_directory(path: str) -> None:
     """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -48,9 +48,13 @@ class HandOver:
         """The master, non-blocking, once the program has sent it. Raises OSError."""
         connection = socket(AF_UNIX, SOCK_STREAM, 0, unix.accept(self._socket))
         try:
+            connection.setblocking(False)
             master = fds.receive(connection)
         finally:
             connection.close()
+        if not os.isatty(master):
+            os.close(master)
+            raise OSError("it is no terminal")
         os.set_blocking(master, False)
         return master
 

@@ -277,7 +277,7 @@ class Container:
             finally:
                 if state.now == PAUSING:
                     state.now = RUNNING
-                    if self._group is not None and self._runc.plain:
+                    if self._group is not None:
                         self._group.thaw()  # a runtime that was killed may leave it half frozen
         self._tell("paused", m.TaskPaused)
 
@@ -364,6 +364,7 @@ class Container:
             failpoints.hit("shim.exec.made")
         finally:
             os.unlink(spec)
+            fs.discard(self._pid_file(process.id))
         process.state.done("start")
         self._tell("exec-started", m.TaskExecStarted, exec_id=process.id, pid=process.pid)
         failpoints.hit("shim.exec.told")
@@ -384,6 +385,8 @@ class Container:
                     await self._runc.make(failure, *words, fds=streams.child)
                 self._adopt(process)
         except BaseException:
+            if process.id:
+                self._end_stray(process)
             await streams.close()
             raise
         streams.started()
@@ -405,6 +408,15 @@ class Container:
         except Error as error:
             raise Error(f"failed to retrieve OCI runtime container pid: {error}") from None
         process.pid = pid
+
+    def _end_stray(self, process: Process) -> None:
+        """Kill what a runtime has made before it failed."""
+        try:
+            self._adopt(process)
+        except Error:
+            return  # it got no further
+        os.kill(process.pid, SIGKILL)
+        process.pid = 0
 
     def _attend(self) -> None:
         """Learn what is known only while init lives, and wait for its end."""

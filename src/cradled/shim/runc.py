@@ -118,7 +118,7 @@ class Runc:
         """Have the runtime send a signal. Raises NotFound for what is not there any more."""
         words = ("kill", "--all", id, str(signal)) if all else ("kill", id, str(signal))
         try:
-            await self.run("OCI runtime kill failed", *words, limit=limit)
+            await self.run("unknown error after kill", *words, limit=limit)
         except Error as error:
             raise kill_error(error) from None
 

@@ -1,0 +1,582 @@
+"""Runtimes that are missing, hang, lie or die, at each command: an error that says so, in time, and
+nothing left of what they began. Behind each bad runtime is the real one, until it is told a fault.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import leaks
+from harness.shims import Fifos, Shim, Status, eventually, has_ended, options, request, running
+
+from cradled.api import task_v3_pb2, wellknown_pb2
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+UNKNOWN = 2
+CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
+LIMIT = 5.0
+COMMANDS = "create start exec kill pause resume update delete ps"
+
+SCRIPT = """#!/bin/sh
+for word; do
+    case $before in
+    --log) log=$word ;;
+    --pid-file) pid_file=$word ;;
+    --console-socket) socket=$word ;;
+    esac
+    case $word in
+    {words}) command=${{command:-$word}} ;;
+    esac
+    before=$word
+done
+real() {{ {real} "$@"; }}
+[ ! -e {here}/$command.fault ] || . {here}/$command.fault
+exec {real} "$@"
+"""
+
+
+class Runtime:
+    """A script in a directory of its own; ``faults`` are what it does in place of a command."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory / f"{name}-{len(os.listdir(directory))}"
+        self.directory.mkdir()
+        self.path = self.directory / name
+        self.repair()
+
+    def repair(self) -> None:
+        """Let it be what it should be."""
+        text = SCRIPT.format(
+            words="|".join(COMMANDS.split()), real=shutil.which("runc"), here=self.directory
+        )
+        self.path.unlink(missing_ok=True)
+        self.path.write_text(text)
+        self.path.chmod(0o755)
+        for fault in self.directory.glob("*.fault"):
+            fault.unlink()
+
+    def fail(self, command: str, script: str) -> None:
+        """Have it do something else when it is given a command."""
+        self.directory.joinpath(f"{command}.fault").write_text(script)
+
+    @property
+    def options(self) -> wellknown_pb2.Any:
+        root = str(self.directory.parent.parent / "runc")
+        return options(binary_name=str(self.path), root=root)
+
+
+def missing(runtime: Runtime, command: str) -> str:
+    runtime.path.unlink()
+    return f'fork/exec "{runtime.path}": no such file or directory'
+
+
+def not_executable(runtime: Runtime, command: str) -> str:
+    runtime.path.chmod(0o644)
+    return f'fork/exec "{runtime.path}": permission denied'
+
+
+def of_another_format(runtime: Runtime, command: str) -> str:
+    runtime.path.write_bytes(b"\0asm\1\0\0\0")
+    return f'fork/exec "{runtime.path}": exec format error'
+
+
+def silent(runtime: Runtime, command: str) -> str:
+    runtime.fail(command, "exit 3")
+    return f"{runtime.path} did not terminate successfully: exit status 3"
+
+
+def dies(runtime: Runtime, command: str) -> str:
+    runtime.fail(command, "kill -9 $$")
+    return f"{runtime.path} did not terminate successfully: signal 9"
+
+
+def garbage(runtime: Runtime, command: str) -> str:
+    noise = r"printf '\377\000{\"level\":\"error\"\n[[[\n\"level\"\n\033[2J'"
+    runtime.fail(command, f"{noise} >> $log; {noise}; {noise} >&2; exit 1")
+    return f"{runtime.path} did not terminate successfully: exit status 1"
+
+
+def talks(runtime: Runtime, command: str) -> str:
+    line = '{"level":"error","msg":" it is Tuesday \\n","time":0}'
+    runtime.fail(command, f"printf '%s\\n' '{line}' {{}} >> $log; exit 1")
+    return "it is Tuesday"
+
+
+def dies_late(runtime: Runtime, command: str) -> str:
+    runtime.fail(command, 'real "$@"; kill -9 $$')
+    return f"{runtime.path} did not terminate successfully: signal 9"
+
+
+FAULTS = (missing, not_executable, of_another_format, silent, dies, garbage, talks, dies_late)
+Fault = Callable[[Runtime, str], str]
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
+    directory = tmp_path_factory.mktemp("bad")
+    (directory / "runtimes").mkdir()
+    with running(directory, prelude=f'params["runtime_limit"] = {LIMIT}') as shim:
+        shim.run("first")  # from here on all is open that stays open
+        eventually(lambda: "delete" in shim.ear.topics())
+        yield shim
+
+
+@pytest.fixture(params=["odd", "runc"])
+def runtime(shim: Shim, request: pytest.FixtureRequest) -> Runtime:
+    """One that is asked for everything, and one whose containers are known to be plain."""
+    return Runtime(shim.directory / "runtimes", request.param)
+
+
+@pytest.fixture
+def odd(shim: Shim) -> Runtime:
+    return Runtime(shim.directory / "runtimes", "odd")
+
+
+def refusal(shim: Shim, method: str, **fields: object) -> str:
+    """The text of a call's failure, which has no class of its own."""
+    with pytest.raises(Status) as caught:
+        shim.call(method, **fields)
+    assert caught.value.code == UNKNOWN
+    return caught.value.message
+
+
+def holdings(shim: Shim) -> tuple[int, str]:
+    """How many descriptors a shim has, and its children."""
+    children = Path(f"/proc/{shim.pid}/task/{shim.pid}/children").read_text()
+    return len(os.listdir(f"/proc/{shim.pid}/fd")), children
+
+
+def traces(shim: Shim, id: str) -> list[str]:
+    """What there is of a container beside its bundle."""
+    found = [path for path in leaks.cgroups_named(id) if f"/{shim.mark}/" in path]
+    found += leaks.mounts_below(str(shim.bundles / id))
+    notes = Path(shim.runc_root) / shim.mark / id
+    return found + ([str(notes)] if notes.exists() else [])
+
+
+def assert_gone(shim: Shim, id: str, before: tuple[int, str]) -> None:
+    eventually(lambda: not traces(shim, id))
+    eventually(lambda: holdings(shim) == before)
+    with pytest.raises(Status, match="container not created"):
+        shim.state(id)
+
+
+class Attempt:
+    """A creation on a mounted root file system and FIFOs, that must fail and leave nothing."""
+
+    def __init__(self, shim: Shim, runtime: Runtime, id: str) -> None:
+        self.shim, self.runtime, self.id = shim, runtime, id
+        self.before = holdings(shim)
+        if not (shim.bundles / id).exists():
+            shim.bundle(id, "/bin/sh", "-c", "exit 5")
+            lower = shim.directory / f"{id}-rootfs"
+            os.rename(shim.bundles / id / "rootfs", lower)
+            (shim.bundles / id / "rootfs").mkdir()
+        lower = shim.directory / f"{id}-rootfs"
+        self.rootfs = [{"type": "bind", "source": str(lower), "options": ["rbind", "rw"]}]
+        self.fifos = Fifos(shim.directory / f"{id}-fifo", "stdout", "stderr")
+
+    def run(self) -> str:
+        """The error's text."""
+        try:
+            text = refusal(self.shim, "Create", **self.request())
+            self.fifos.read("stdout")  # to the end: nobody holds the other
+            self.fifos.read("stderr")
+            assert_gone(self.shim, self.id, self.before)
+        finally:
+            self.close()
+        return text
+
+    def request(self) -> dict[str, object]:
+        return {
+            "id": self.id, "bundle": str(self.shim.bundles / self.id), "rootfs": self.rootfs,
+            "options": self.runtime.options, "stdout": self.fifos.paths["stdout"],
+            "stderr": self.fifos.paths["stderr"],
+        }  # fmt: skip
+
+    def close(self) -> None:
+        self.fifos.close()
+        shutil.rmtree(self.fifos.directory)
+        (self.shim.bundles / self.id / "log.json").unlink(missing_ok=True)
+        (self.shim.bundles / self.id / "init.pid").unlink(missing_ok=True)
+
+
+def test_create(shim: Shim, runtime: Runtime) -> None:
+    id = f"create-{runtime.path.name}"
+    for fault in FAULTS:
+        reason = fault(runtime, "create")
+        if fault in (missing, not_executable, of_another_format):
+            log = f"open {shim.bundles}/{id}/log.json: no such file or directory"
+            reason = f"unable to retrieve OCI runtime error ({log}): {reason}"
+        assert Attempt(shim, runtime, id).run() == f"OCI runtime create failed: {reason}"
+        runtime.repair()
+    rootfs = Attempt(shim, runtime, id).rootfs
+    assert shim.run(id, options=runtime.options, rootfs=rootfs) == 5
+
+
+PIDS = {
+    "none": ("rm $pid_file", "open {}: no such file or directory"),
+    "nonsense": ("echo nonsense > $pid_file", "'nonsense' is no pid"),
+    "empty": (": > $pid_file", "'' is no pid"),
+    "negative": ("echo -1 > $pid_file", "'-1' is no pid"),
+    "zero": ("echo 0 > $pid_file", "'0' is no pid"),
+    "huge": ("echo 99999999999999999999 > $pid_file", "'99999999999999999999' is no pid"),
+    "stranger": ("echo {stranger} > $pid_file", "process {stranger} is none of its own"),
+    "unborn": ("echo 4194303 > $pid_file", "process 4194303 is none of its own"),
+    "neighbour": ("echo {neighbour} > $pid_file", "process {neighbour} is another's"),
+}
+
+
+def known(text: str, stranger: int, neighbour: int) -> str:
+    return text.replace("{stranger}", str(stranger)).replace("{neighbour}", str(neighbour))
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """A process that is not the shim's."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process.pid
+        assert process.poll() is None
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def neighbour(shim: Shim) -> Iterator[int]:
+    """The init of a container that has nothing to do with all this."""
+    shim.create("neighbour", "/bin/sleep", "1000")
+    yield shim.call("Start", id="neighbour").pid
+    assert shim.state("neighbour").status == RUNNING
+
+
+def test_create_with_the_wrong_pid(
+    shim: Shim, runtime: Runtime, stranger: int, neighbour: int
+) -> None:
+    """The container was made, but of what is not known: it is removed, and nobody else is hurt."""
+    id = f"pid-{runtime.path.name}"
+    for script, reason in PIDS.values():
+        runtime.fail("create", f'real "$@" || exit; {known(script, stranger, neighbour)}; exit 0')
+        text = Attempt(shim, runtime, id).run()
+        reason = known(reason, stranger, neighbour).format(f"{shim.bundles}/{id}/init.pid")
+        assert text == f"failed to retrieve OCI runtime container pid: {reason}"
+    assert not has_ended(neighbour)
+
+
+@pytest.mark.parametrize("fault", ["kill -9 $$", "exit 3", "rm $pid_file; exit 0"])
+@pytest.mark.parametrize("cleaner", ["exit 4", "kill -9 $$", "exit 0"])
+def test_create_that_nobody_takes_back(shim: Shim, odd: Runtime, fault: str, cleaner: str) -> None:
+    """The runtime has made the container, and cannot even remove it."""
+    odd.fail("create", f'real "$@"; {fault}')
+    odd.fail("delete", cleaner)
+    Attempt(shim, odd, "orphan").run()
+
+
+def test_a_container_that_was_there_is_not_taken_for_a_failed_one(shim: Shim, odd: Runtime) -> None:
+    """Another daemon may share the runtime's root."""
+    notes = Path(shim.runc_root) / shim.mark / "others"
+    argv = ["runc", "--root", str(notes.parent), "create", "--bundle", "."]
+    bundle = shim.bundle("others", "/bin/sleep", "1000")
+    pid_file = shim.directory / "others.pid"
+    subprocess.run([*argv, "--pid-file", pid_file, "others"], cwd=bundle, check=True,
+                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=shim.env)  # fmt: skip
+    try:
+        text = refusal(shim, "Create", id="others", bundle=str(bundle), options=odd.options)
+        assert text.startswith("OCI runtime create failed: ")
+        odd.fail("create", "kill -9 $$")
+        refusal(shim, "Create", id="others", bundle=str(bundle), options=odd.options)
+        assert notes.exists()
+        assert not has_ended(int(pid_file.read_text()))
+    finally:
+        subprocess.run([*argv[:3], "delete", "--force", "others"], check=True)
+
+
+METHODS = {
+    "start": ("Start", "OCI runtime start failed"),
+    "kill": ("Kill", "unknown error after kill"),
+    "pause": ("Pause", "OCI runtime pause failed"),
+    "resume": ("Resume", "OCI runtime resume failed"),
+    "update": ("Update", "OCI runtime update failed"),
+    "delete": ("Delete", "failed to delete task"),
+    "ps": ("Pids", "OCI runtime ps failed"),
+}
+STATUSES = {"start": CREATED, "resume": PAUSED, "delete": STOPPED}
+FIELDS: dict[str, dict[str, object]] = {
+    "kill": {"signal": 15},
+    "update": {"resources": wellknown_pb2.Any(value=b'{"pids":{"limit":100}}')},
+}
+
+
+def arrange(shim: Shim, runtime: Runtime, id: str, command: str) -> int:
+    """A container in the state in which it is given a command; its pid."""
+    pid = shim.create(id, "/bin/sleep", "1000", options=runtime.options)
+    if command != "start":
+        shim.call("Start", id=id)
+    if command == "resume":
+        shim.call("Pause", id=id)
+    if command == "delete":
+        os.kill(pid, 9)
+        shim.wait(id)
+    return pid
+
+
+def end(shim: Shim, id: str, pid: int) -> None:
+    """Delete a container in whatever state it is."""
+    if shim.state(id).status == PAUSED:
+        shim.call("Resume", id=id)
+    if not has_ended(pid):
+        os.kill(pid, 9)
+        shim.wait(id)
+    shim.call("Delete", id=id)
+
+
+@pytest.mark.parametrize("command", METHODS)
+def test_commands(shim: Shim, odd: Runtime, command: str) -> None:
+    """Each fails, and the container is what it was before."""
+    method, failure = METHODS[command]
+    fields = FIELDS.get(command, {})
+    before = holdings(shim)
+    pid = arrange(shim, odd, command, command)
+    for fault in FAULTS[:-1]:
+        reason = fault(odd, command)
+        text = refusal(shim, method, id=command, **fields)
+        assert text.startswith(f"{failure}: {reason}")
+        assert text.isprintable()
+        odd.repair()
+        assert shim.state(command).status == STATUSES.get(command, RUNNING)
+    shim.call(method, id=command, **fields)
+    if command != "delete":
+        end(shim, command, pid)
+    assert_gone(shim, command, before)
+
+
+@pytest.mark.parametrize("command", ["start", "kill", "update", "delete", "ps"])
+def test_a_runtime_that_dies_when_the_work_is_done(shim: Shim, odd: Runtime, command: str) -> None:
+    before = holdings(shim)
+    pid = arrange(shim, odd, command, command)
+    method, failure = METHODS[command]
+    reason = dies_late(odd, command)
+    text = refusal(shim, method, id=command, **FIELDS.get(command, {}))
+    assert text.startswith(f"{failure}: {reason}")
+    odd.repair()
+    end(shim, command, pid)
+    assert_gone(shim, command, before)
+
+
+@pytest.mark.parametrize("name", ["odd", "crun"])
+def test_half_a_pause_is_taken_back(shim: Shim, name: str) -> None:
+    runtime = Runtime(shim.directory / "runtimes", name)
+    pid = arrange(shim, runtime, f"half-{name}", "kill")
+    dies_late(runtime, "pause")
+    refusal(shim, "Pause", id=f"half-{name}")
+    assert shim.state(f"half-{name}").status == RUNNING
+    (freezer,) = [path for path in leaks.cgroups_named(f"half-{name}") if "/freezer/" in path]
+    assert Path(freezer, "freezer.state").read_text() == "THAWED\n"
+    end(shim, f"half-{name}", pid)
+
+
+def test_a_resume_that_came_off_though_it_failed(shim: Shim) -> None:
+    crun = Runtime(shim.directory / "runtimes", "crun")
+    pid = arrange(shim, crun, "woken", "resume")
+    dies_late(crun, "resume")
+    text = refusal(shim, "Resume", id="woken")
+    assert text.startswith("OCI runtime resume failed: ")
+    assert shim.state("woken").status == RUNNING
+    end(shim, "woken", pid)
+
+
+def test_exec(shim: Shim, runtime: Runtime) -> None:
+    id = f"exec-{runtime.path.name}"
+    pid = arrange(shim, runtime, id, "exec")
+    before = holdings(shim)
+    for fault in FAULTS:
+        reason = fault(runtime, "exec")
+        text = failed_exec(shim, id, fault.__name__)
+        assert text == f"OCI runtime exec failed: {reason}"
+        runtime.repair()
+        assert holdings(shim) == before
+    assert {x.pid for x in shim.call("Pids", id=id).processes} == {pid}
+    assert shim.exec(id, "good", "/bin/sh", "-c", "exit 3")
+    assert shim.wait(id, "good") == 3
+    end(shim, id, pid)
+
+
+def failed_exec(shim: Shim, id: str, exec_id: str) -> str:
+    """The text of an exec's failure, of which nothing stays, nor is anybody left waiting."""
+    fifos = Fifos(shim.directory / exec_id, "stdout", "stderr")
+    streams = {name: fifos.paths[name] for name in fifos.names}
+    shim.add_exec(id, exec_id, "/bin/sleep", "1000", **streams)
+    text = refusal(shim, "Start", id=id, exec_id=exec_id)
+    fifos.read("stdout")
+    fifos.read("stderr")
+    fifos.close()
+    shutil.rmtree(fifos.directory)
+    assert shim.wait(id, exec_id) == 0
+    assert shim.call("Delete", id=id, exec_id=exec_id).pid == 0
+    assert not list((shim.bundles / id).glob(f"{exec_id}*"))
+    return text
+
+
+def test_exec_with_the_wrong_pid(
+    shim: Shim, runtime: Runtime, stranger: int, neighbour: int
+) -> None:
+    id = f"xpid-{runtime.path.name}"
+    pid = arrange(shim, runtime, id, "exec")
+    for name, (script, reason) in PIDS.items():
+        runtime.fail("exec", f'real "$@" || exit; {known(script, stranger, neighbour)}; exit 0')
+        reason = known(reason, stranger, neighbour).format(f"{shim.bundles}/{id}/{name}.pid")
+        text = failed_exec(shim, id, name)
+        assert text == f"failed to retrieve OCI runtime container pid: {reason}"
+    assert not has_ended(neighbour)
+    end(shim, id, pid)
+
+
+CONSOLES = {
+    "silence": ("", "[Errno 11] Resource temporarily unavailable"),
+    "a word": ("s.connect(sys.argv[1]); s.send(b'terminal')", "no descriptor was sent"),
+    "nothing": ("s.connect(sys.argv[1])", "no descriptor was sent"),
+    "a file": (
+        "s.connect(sys.argv[1]); socket.send_fds(s, [b'/dev/null'], [0])",
+        "it is no terminal",
+    ),
+    "a promise": (
+        "s.connect(sys.argv[1]); os.fork() or time.sleep(1000)",
+        "[Errno 11] Resource temporarily unavailable",
+    ),
+}
+
+
+@pytest.mark.parametrize("sent", CONSOLES)
+def test_no_terminal(shim: Shim, odd: Runtime, sent: str) -> None:
+    """The runtime says that it is done, but hands over no terminal."""
+    id = sent.replace(" ", "-")
+    code, reason = CONSOLES[sent]
+    code = f"import os, socket, sys, time; s = socket.socket(socket.AF_UNIX); {code}"
+    odd.fail("create", f'{sys.executable} -c "{code}" $socket < /dev/null; exit 0')
+    before = holdings(shim)
+    text = refusal(shim, "Create", id=id, bundle=str(shim.bundle(id)), options=odd.options,
+                   terminal=True)  # fmt: skip
+    assert text == f"failed to retrieve console master: {reason}"
+    for pid in leaks.processes_with(code):  # nobody can know of it
+        os.kill(pid, 9)
+    assert_gone(shim, id, before)
+
+
+@pytest.mark.parametrize("command", ["start", "delete"])
+def test_a_runtime_that_only_says_it_did(shim: Shim, odd: Runtime, command: str) -> None:
+    before = holdings(shim)
+    arrange(shim, odd, "idle", command)
+    odd.fail(command, "exit 0")
+    shim.call(METHODS[command][0], id="idle")
+    if command == "start":
+        shim.call("Kill", id="idle", signal=9)
+        assert shim.wait("idle") == 137
+        shim.call("Delete", id="idle")
+    assert_gone(shim, "idle", before)
+
+
+def test_a_delete_of_what_was_never_started_that_does_nothing(shim: Shim, odd: Runtime) -> None:
+    before = holdings(shim)
+    pid = shim.create("still", "/bin/sleep", "1000", options=odd.options)
+    odd.fail("delete", "exit 0")
+    deleted = shim.call("Delete", id="still")
+    assert (deleted.pid, deleted.exit_status) == (pid, 137)
+    assert_gone(shim, "still", before)
+
+
+def test_no_processes_but_words(shim: Shim, odd: Runtime) -> None:
+    pid = arrange(shim, odd, "words", "ps")
+    before = holdings(shim)
+    for script, told in (
+        ("printf '\\377no\\033 JSON'", "\ufffdno\ufffd JSON"),
+        (":", "nothing"),
+        ("printf '[1,-2]'", "[1,-2]"),
+        ("printf '[true]'", "[true]"),
+        ("printf '[99999999999]'", "[99999999999]"),
+        ("printf '{\"1\":2}'", '{"1":2}'),
+        ("printf '[[1]]'", "[[1]]"),
+        ("printf '%5000s' | tr ' ' '['", "[" * 4096),
+    ):
+        odd.fail("ps", f"{script}; exit 0")
+        text = refusal(shim, "Pids", id="words")
+        assert text == f"OCI runtime ps failed: {told} is no list of processes"
+    odd.fail("ps", "yes; exit 0")
+    assert refusal(shim, "Pids", id="words").endswith("y y is no list of processes")
+    odd.fail("ps", "echo null; exit 0")
+    assert not shim.call("Pids", id="words").processes
+    assert holdings(shim) == before
+    end(shim, "words", pid)
+
+
+HUNG = "trap '' TERM INT HUP; sleep 1000 & wait"
+LATE = f'real "$@"; {HUNG}'
+
+
+class Hung:
+    """One call of each kind, to containers of one shim, whose runtimes do not come to an end."""
+
+    def __init__(self, shim: Shim) -> None:
+        self.shim = shim
+        self.pids: dict[str, int] = {}
+        self.streams: dict[str, int] = {}
+        self.failures: dict[str, str] = {}
+        self.runtimes: list[Runtime] = []
+        for command, (method, failure) in METHODS.items():
+            self._arrange(command, failure)
+            self.send(command, method, **FIELDS.get(command, {}))
+        self._arrange("exec", "OCI runtime exec failed", late=True)
+        shim.add_exec("hung-exec", "x", "/bin/sleep", "1000")
+        self.send("exec", "Start", exec_id="x")
+        for command, script in (("create", HUNG), ("create-late", LATE)):
+            runtime = self._runtime(command, "OCI runtime create failed")
+            runtime.fail("create", script)
+            bundle = shim.bundle(f"hung-{command}")
+            self.send(command, "Create", bundle=str(bundle), options=runtime.options)
+
+    def _arrange(self, command: str, failure: str, *, late: bool = False) -> None:
+        runtime = self._runtime(command, failure)
+        self.pids[command] = arrange(self.shim, runtime, f"hung-{command}", command)
+        runtime.fail(command, LATE if late else HUNG)
+
+    def _runtime(self, command: str, failure: str) -> Runtime:
+        runtime = Runtime(self.shim.directory / "runtimes", "odd")
+        self.runtimes.append(runtime)
+        self.failures[command] = f"{failure}: {runtime.path}"
+        return runtime
+
+    def send(self, command: str, method: str, **fields: object) -> None:
+        message = request(method, id=f"hung-{command}", **fields)
+        self.streams[command] = self.shim.channel.send(method, message)
+
+    def receive(self, command: str) -> str:
+        with pytest.raises(Status) as caught:
+            self.shim.channel.receive(self.streams.pop(command), wellknown_pb2.Empty)
+        return caught.value.message
+
+
+def test_runtimes_that_hang(shim: Shim) -> None:
+    """Each is ended after its time; until then nobody else waits, nor whoever kills or deletes."""
+    before = holdings(shim)
+    hung = Hung(shim)
+    assert shim.run("lively", "/bin/sh", "-c", "exit 4") == 4
+    shim.call("Kill", id="hung-start", signal=9)
+    deletion = shim.channel.send("Delete", request("Delete", id="hung-start"))
+    shim.call("Kill", id="hung-pause", signal=9)
+    assert shim.wait("hung-pause") == 137
+    assert not set(hung.streams.values()) & shim.channel.replies.keys(), "somebody has waited"
+    for command, failure in hung.failures.items():
+        assert hung.receive(command) == f"{failure} did not terminate within {LIMIT:g} s"
+    shim.channel.receive(deletion, task_v3_pb2.DeleteResponse)
+    del hung.pids["start"]
+    for runtime in hung.runtimes:
+        runtime.repair()
+    for command, pid in hung.pids.items():
+        end(shim, f"hung-{command}", pid)
+    eventually(lambda: not leaks.processes_with(str(shim.directory / "runtimes")))
+    for command in hung.failures:
+        assert_gone(shim, f"hung-{command}", before)
