@@ -1,4 +1,4 @@
-"""The same calls to Debian's Go shim and to ours, one after the other: the same answers and events.
+"""The same calls to Debian's Go shim and to ours: the same answers, events and figures.
 
 Where ours deliberately differs the label is in ``BETTER``, with the reason; what ours says there
 is tested by ``test_shim_task``. Numbers of processes and times of day are masked. Calls that end
@@ -12,12 +12,19 @@ import json
 import os
 import re
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import text_format
-from harness.shims import PROCESS, Shim, Status, options, running
+from harness.shims import PROCESS, Shim, Status, eventually, finish, options, running
+
+from cradled.api import cgroups_v1_pb2, cgroups_v2_pb2
+from cradled.linux import cgroup
+from cradled.shim.cgroup import metrics
+from cradled.ttrpc.codec import encode
 
 GO = "/usr/bin/containerd-shim-runc-v2"
 
@@ -209,6 +216,7 @@ def short_lives(p: Player) -> None:
 
 def perform(directory: Path, **how: Any) -> tuple[dict[str, str], list[str]]:
     """All answers, and all events in their order."""
+    directory.mkdir()
     with running(directory, **how) as shim:
         p = Player(shim)
         for part in (strangers, created, running_on, execs, paused, ended, failures, short_lives):
@@ -221,8 +229,6 @@ def perform(directory: Path, **how: Any) -> tuple[dict[str, str], list[str]]:
 
 
 def test_answers_and_events(tmp_path: Path) -> None:
-    (tmp_path / "go").mkdir()
-    (tmp_path / "own").mkdir()
     wanted, told = perform(tmp_path / "go", foreign=GO)
     found, heard = perform(tmp_path / "own")
     differing = {label for label in wanted if wanted[label] != found[label]}
@@ -230,3 +236,60 @@ def test_answers_and_events(tmp_path: Path) -> None:
     assert set(BETTER) - differing == set()
     assert heard == told
     assert len(heard) == EVENTS
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system on a block device of its own, whose traffic the kernel counts."""
+    image, point = tmp_path / "image", tmp_path / "disk"
+    image.touch()
+    os.truncate(image, 32 << 20)
+    point.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+    yield point
+    subprocess.run(["umount", point], check=True)
+
+
+def test_figures(tmp_path: Path, disk: Path) -> None:
+    """What Go's shim tells of a container is, field by field, what ours reads from its cgroup."""
+    device = os.stat(disk).st_dev
+    # Without a limit this kernel counts nothing.
+    limit = {"major": os.major(device), "minor": os.minor(device), "rate": 1 << 30}
+    resources = {
+        "memory": {"limit": 64 << 20, "reservation": 32 << 20},
+        "pids": {"limit": 77},
+        "cpu": {"quota": 20000, "period": 100000},
+        "blockIO": {"throttleWriteBpsDevice": [limit]},
+    }
+    script = """dd if=/dev/zero of=/tmp/x bs=1M count=5 oflag=direct
+                dd if=/tmp/x of=/dev/null iflag=direct; echo > /done; exec sleep 1000"""
+    directory = tmp_path / "go"
+    directory.mkdir()
+    with running(directory, foreign=GO) as shim:
+        bundle = shim.bundle("c", "/bin/sh", "-c", script, resources=resources)
+        spec = json.loads((bundle / "config.json").read_text())
+        bind = {"destination": "/tmp", "type": "bind", "source": str(disk), "options": ["rbind"]}
+        spec["mounts"].append(bind)
+        (bundle / "config.json").write_text(json.dumps(spec))
+        pid = shim.create("c")
+        shim.call("Start", id="c")
+        eventually((bundle / "rootfs" / "done").exists)
+
+        def both() -> tuple[Any, Any]:
+            stats = shim.call("Stats", id="c").stats
+            version = cgroups_v2_pb2 if "v2" in stats.type_url else cgroups_v1_pb2
+            own = metrics(cgroup.of_process(pid))
+            assert stats.type_url == own.NAME
+            kind: Any = version.Metrics
+            return kind.FromString(stats.value), kind.FromString(encode(own))
+
+        eventually(lambda: (pair := both())[0] == pair[1])
+        found = both()[1]
+        assert (found.pids.limit, found.pids.current) == (77, 1)
+        entries = found.io.usage if hasattr(found, "io") else (
+            found.blkio.io_service_bytes_recursive
+        )  # fmt: skip
+        assert (entries[0].major, entries[0].minor) == (limit["major"], limit["minor"])
+        shim.call("Kill", id="c", signal=9)
+        finish(shim, "c")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cradled.linux.cgroup import NO_LIMIT, assignments, number, table, text
+from cradled.linux.cgroup import NO_LIMIT, assignments, listed, number, table, text
 from cradled.shim import messages as m
 
 TYPE_CHECKING = False
@@ -77,7 +77,7 @@ def _unified(directory: str) -> m.V2Metrics:
     events = table(f"{directory}/memory.events")
     cpu = _filled(m.V2CPUStat(), table(f"{directory}/cpu.stat"))
     cpu.psi = _pressure(f"{directory}/cpu.pressure")
-    memory = _filled(m.V2MemoryStat(), table(f"{directory}/memory.stat"))
+    memory = _filled(m.V2MemoryStat(), _whole(table(f"{directory}/memory.stat")))
     _filled(memory, _numbers(f"{directory}/", _UNIFIED_MEMORY))
     memory.psi = _pressure(f"{directory}/memory.pressure")
     return m.V2Metrics(
@@ -89,6 +89,14 @@ def _unified(directory: str) -> m.V2Metrics:
         hugetlb=list(_unified_hugetlb(directory)),
         memory_events=_filled(m.V2MemoryEvents(), events) if events else None,
     )
+
+
+def _whole(lines: dict[str, int]) -> dict[str, int]:
+    """Add what older kernels counted as one (since 5.9 they tell two kinds of pages apart)."""
+    for key in ("workingset_refault", "workingset_activate"):
+        if f"{key}_anon" in lines:
+            lines.setdefault(key, lines[f"{key}_anon"] + lines.get(f"{key}_file", 0))
+    return lines
 
 
 def _legacy_pids(directory: str) -> m.V1PidsStat:
@@ -133,12 +141,15 @@ def _legacy_hugetlb(directory: str) -> Iterator[m.V1HugetlbStat]:
 
 def _legacy_blkio(directory: str) -> m.V1BlkIOStat:
     stat = m.V1BlkIOStat()
-    names = _block_devices()
+    there = set(listed(directory))
+    names: dict[str, str] = {}
     for field, file in _BLKIO.items():
         for keeper in _BLKIO_KEEPERS:
-            entries = list(_blkio_entries(text(f"{directory}/blkio.{keeper}{file}"), names))
-            if entries:
-                setattr(stat, field, entries)
+            name = f"blkio.{keeper}{file}"
+            lines = text(f"{directory}/{name}") if name in there else ""
+            if ":" in lines:
+                names = names or _block_devices()
+                setattr(stat, field, list(_blkio_entries(lines, names)))
                 break
     return stat
 
@@ -210,7 +221,7 @@ def _rdma(directory: str, stat: Any, entry: Any) -> Any:
 
 def _hugepages(directory: str, suffix: str) -> Iterator[tuple[str, str]]:
     """(page size, path up to it) of each size that a group accounts for."""
-    for name in sorted(os.listdir(directory)) if directory else ():
+    for name in sorted(listed(directory)) if directory else ():
         size = name.removeprefix("hugetlb.").removesuffix(suffix)
         if name == f"hugetlb.{size}{suffix}" and "." not in size:
             yield size, f"{directory}/hugetlb.{size}"

@@ -35,7 +35,9 @@ def test_unified(root: Path) -> None:
         "cpu.stat": "usage_usec 10\nuser_usec 6\nsystem_usec 4\nnr_periods 1\nnr_throttled 2\n"
                     "throttled_usec 3\nnr_bursts 8\nburst_usec 9\n",
         "cpu.pressure": pressure, "memory.pressure": pressure, "io.pressure": pressure,
-        "memory.stat": "anon 1\nfile 2\nkernel_stack 3\nslab 4\npgfault 5\nunknown 6\n",
+        "memory.stat": "anon 1\nfile 2\nkernel_stack 3\nslab 4\npgfault 5\nunknown 6\n"
+                       "workingset_refault_anon 7\nworkingset_refault_file 8\n"
+                       "workingset_activate 9\n",
         "memory.current": "100\n", "memory.max": "max\n", "memory.peak": "200\n",
         "memory.swap.current": "5\n", "memory.swap.max": "50\n", "memory.swap.peak": "7\n",
         "memory.events": "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 6\n",
@@ -59,6 +61,7 @@ def test_unified(root: Path) -> None:
         assert (psi.full.avg10, psi.full.total) == (0.5, 7)
     memory = found.memory
     assert (memory.anon, memory.file, memory.kernel_stack, memory.slab) == (1, 2, 3, 4)
+    assert (memory.workingset_refault, memory.workingset_activate) == (15, 9)
     assert (memory.usage, memory.usage_limit, memory.max_usage) == (100, MAX, 200)
     assert (memory.swap_usage, memory.swap_limit, memory.swap_max_usage) == (5, 50, 7)
     events = found.memory_events
