@@ -47,6 +47,8 @@ def _run(args: arguments.Arguments, began: float) -> int:
     if args.command == "version":
         print(f"cradled {PACKAGE} {SERVER_VERSION} {REVISION}")
         return 0
+    if args.command == "serve-snapshotter":
+        return _serve_snapshotter(args)
     if args.command == "hook":
         from cradled.daemon import oci_hook
 
@@ -91,6 +93,18 @@ def configure(args: arguments.Arguments) -> tuple[Config, list[Problem]]:
     if args.address:
         config = builtins.with_address(config, args.address)
     return config, problems
+
+
+def _serve_snapshotter(args: arguments.Arguments) -> int:
+    if not (args.root and args.address):  # those of the daemon would be the daemon's
+        raise ConfigError("serve-snapshotter needs --root and --address")
+    config, _ = configure(args)
+    listeners.make_directory(config.root, 0o700, "root")
+    listeners.hold(config.root, "root")
+    sock = listeners.listen(args.address)
+    from cradled.daemon import outward
+
+    return outward.run(config, args.operands[0], sock, args.address)
 
 
 def _serve(args: arguments.Arguments, began: float) -> int:

@@ -13,6 +13,8 @@ usage: cradled [flags]                        run the daemon
        cradled [flags] config check [FILE]    tell all that is wrong in a file and its imports
        cradled [flags] publish --topic TOPIC --namespace NAME
                                               publish the event on stdin (a serialised Any)
+       cradled [flags] serve-snapshotter NAME be a plugin of other daemons: serve a snapshotter of
+                                              ours, kept in --root, at --address
        cradled oci-hook PROGRAM [ARG...]      run a program as an OCI hook, the container's state
                                               on stdin: {{id}} {{bundle}} {{rootfs}} {{pid}}
                                               {{status}} {{annotation "KEY"}} in words and
@@ -45,6 +47,7 @@ _COMMANDS = {
     ("config", "check"): "check",
     ("publish",): "publish",
 }
+_SNAPSHOTTER = "serve-snapshotter"
 _WITH_FILE = ("migrate", "check")
 _OF_PUBLISH = ("topic", "namespace")
 
@@ -54,8 +57,9 @@ class UsageError(Exception):
 
 
 class Arguments(NamedTuple):
-    """``command`` is serve, default, dump, migrate, check, publish, hook, version or help; empty
-    texts were not given. ``operands`` are the words of a hook's program."""
+    """``command`` is serve, default, dump, migrate, check, publish, hook, serve-snapshotter,
+    version or help; empty texts were not given. ``operands`` are the words of a hook's program, or
+    the snapshotter."""
 
     command: str = "serve"
     config: str = ""
@@ -91,12 +95,12 @@ def parse(words: Sequence[str]) -> Arguments:
             values[field] = value
         else:
             command.append(word)
-    name = _command(command, values)
+    name, *operands = _command(command, values)
     for flag in _OF_PUBLISH:
         if flag in values and name != "publish":
             raise UsageError(f"flag --{flag} belongs to publish")
     idle = _seconds(values.pop("exit_idle", "0"))
-    return Arguments(name, strict=strict, exit_idle=idle, **values)
+    return Arguments(name, strict=strict, exit_idle=idle, operands=tuple(operands), **values)
 
 
 def _flag(word: str, rest: list[str]) -> tuple[str, str]:
@@ -112,14 +116,19 @@ def _flag(word: str, rest: list[str]) -> tuple[str, str]:
     return field, value
 
 
-def _command(words: list[str], values: dict[str, Any]) -> str:
+def _command(words: list[str], values: dict[str, Any]) -> tuple[str, ...]:
+    """A command's name and its operands."""
+    if words[:1] == [_SNAPSHOTTER]:
+        if len(words) != 2:
+            raise UsageError(f"{_SNAPSHOTTER} wants the name of one snapshotter")
+        return (*words,)
     name = _COMMANDS.get(tuple(words))
     if name is None and _COMMANDS.get(tuple(words[:2])) in _WITH_FILE and len(words) == 3:
         values["config"] = words.pop()
         name = _COMMANDS[tuple(words)]
     if name is None:
         raise UsageError(f"unknown command {' '.join(words)}")
-    return name
+    return (name,)
 
 
 def _seconds(text: str) -> float:

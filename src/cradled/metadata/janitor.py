@@ -18,13 +18,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 
 from cradled.aio.keyed_lock import KeyedLock
 from cradled.core.content import ContentStore
 from cradled.core.scope import Scope, bound, is_remote
 from cradled.core.snapshots import Snapshotter
-from cradled.errors import Error, FailedPrecondition, NotFound
+from cradled.errors import Error, FailedPrecondition, NotFound, Unimplemented
 from cradled.metadata.engine import Engine
 
 _AT_ONCE = 16
@@ -126,7 +126,8 @@ class Janitor:
                     busy = False
                     for key in sorted(orphans):
                         busy |= await self._remove_snapshot(name, key)
-                await self._snapshotters[name].cleanup()
+                with suppress(Unimplemented):  # it has nothing of the kind, as some plugins
+                    await self._snapshotters[name].cleanup()
 
     async def abort_ingest(self, backend_ref: str) -> None:
         """Remove one ingest now."""
