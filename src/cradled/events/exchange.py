@@ -12,7 +12,8 @@ nobody holds any more is forgotten.
 What happened while there was no daemon is told when there is one again, which is mostly before its
 clients have noticed. So who subscribes within ``LATE_SECONDS`` is told that as well, or a client
 that supervises containers by events would never hear of some exits; one that subscribes twice in
-that time is told twice.
+that time is told twice. So it is with what a daemon published in the very last moment of its life,
+which may not have got out any more: better twice than never.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-from cradled import filters, identifiers
+from cradled import failpoints, filters, identifiers
+from cradled.api.types_pb2 import Envelope as Message
 from cradled.convert import events as convert
 from cradled.core.events import Envelope
 from cradled.errors import InvalidArgument, ResourceExhausted, quote
 from cradled.events import topics
+from cradled.events.cursor import Cursor
 from cradled.events.journal import Journal
 from cradled.rpc.service import Batch
 
@@ -42,6 +45,7 @@ LATE_SECONDS = 30.0
 """How long after the start subscribers are told what happened before it."""
 
 _LATE = 4096  # events at the most
+_DELIVERY = 0.01  # seconds until an event has left for all who listen, if they take it
 _BATCH_BYTES = 15 << 10  # a batch goes out in one frame of the size that all peers take
 _SPACING = 0.001  # seconds between batches
 _ON_WIRE = 40  # bytes of an envelope beside its texts and payload, about
@@ -59,7 +63,8 @@ class Exchange:
         self._handle: asyncio.Handle | None = None
         self._handed_out = 0.0
         self._born, self._started = time.time_ns(), time.monotonic()
-        self._late: list[_Record] = []
+        self._late = [] if journal is None else [_Record(one) for one in _not_handed(journal)]
+        self._delivery: asyncio.Handle | None = None
         self._growth: asyncio.Future[None] | None = None
 
     def publish(self, envelopes: Sequence[Envelope], /) -> None:
@@ -118,6 +123,9 @@ class Exchange:
                 self._journal.append(record.envelope, record.encoded)
             except OSError:  # told twice after a restart is better than not told at all
                 _log.exception("cannot write the event journal")
+            failpoints.hit("events.journalled")
+            if self._delivery is None:
+                self._expect_delivery()
             if self._growth is not None and self._handle is None:
                 self._handle = self._soon()
         if late and len(self._late) < _LATE and self._is_young():
@@ -129,6 +137,22 @@ class Exchange:
                 group.add(record)
                 if self._handle is None:
                     self._handle = self._soon()
+
+    def _expect_delivery(self) -> None:
+        """See to it that the journal knows in a while how far all have been told."""
+        assert self._journal is not None
+        loop = asyncio.get_running_loop()
+        self._delivery = loop.call_later(_DELIVERY, self._delivered, self._journal.last)
+
+    def _delivered(self, number: int) -> None:
+        assert self._journal is not None
+        if self._handle is not None:  # the loop is late
+            number = self._journal.handed
+        self._delivery = None
+        if number > self._journal.handed:
+            self._journal.hand(number)
+        if number < self._journal.last:
+            self._expect_delivery()
 
     def _is_young(self) -> bool:
         return time.monotonic() - self._started <= LATE_SECONDS
@@ -301,6 +325,18 @@ def field_reader(envelope: Envelope) -> Callable[[tuple[str, ...]], str | None]:
         return None
 
     return field
+
+
+def _not_handed(journal: Journal) -> list[Envelope]:
+    """What was published when its daemon died; the latest of it."""
+    found: list[Envelope] = []
+    cursor = Cursor(journal.directory, max(journal.handed, journal.oldest - 1))
+    try:
+        while records := cursor.read(journal.last):
+            found += [convert.from_proto(Message.FromString(payload)) for _, payload in records]
+    finally:
+        cursor.close()
+    return found[-_LATE:]
 
 
 @functools.lru_cache(1024)

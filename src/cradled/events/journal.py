@@ -8,7 +8,11 @@ the state directory, is told from one that can be gone on with.
 A damaged end is cut off when the journal is opened. Its numbers are not given again: nobody who
 has seen one of them takes another event for it.
 
-Of exits it knows which were told, however long ago, until their task is deleted.
+Of exits it knows which were told, however long ago, until a while after their task is deleted: a
+task may be deleted anew by a daemon that does not know that the one before got so far.
+
+``handed`` is the number of the event up to which all have been given to who listened. What is
+behind it when a daemon has died may have reached nobody.
 
 Writing is one short ``write`` to the page cache and is done in place, on the loop. ``cursor``
 reads.
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import time
 
 from cradled.api.types_pb2 import Envelope as EnvelopeMessage
@@ -31,7 +36,8 @@ LIMIT = 16 << 20
 """Bytes on disk."""
 
 _SEGMENTS = 16
-_INITS_KEPT, _EXECS_KEPT = 4096, 256  # exits that are remembered, at the most
+_INITS_KEPT, _PASSING_KEPT = 4096, 256  # exits that are remembered, at the most
+_HANDED = struct.Struct("<Q")
 
 
 class Journal:
@@ -51,6 +57,8 @@ class Journal:
         self._told = _ToldExits()
         self._sizes: dict[int, int] = {}  # of segments, by number; the last one's is ``_size``
         self._open()
+        self._mark = -1
+        self.handed = self._read_mark()
 
     @property
     def last(self) -> int:
@@ -78,8 +86,18 @@ class Journal:
         self._write(frame)
         return number
 
+    def hand(self, number: int) -> None:
+        """All events up to this one have been given to who listens."""
+        if self._fd < 0:
+            return
+        self.handed = number
+        if self._mark < 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            self._mark = os.open(f"{self.directory}/handed", flags, 0o600)
+        os.pwrite(self._mark, _HANDED.pack(number), 0)
+
     def exits(self) -> set[Told]:
-        """All exits that were published, of tasks that were not deleted since."""
+        """All exits that were published, of tasks that were not deleted long ago."""
         return self._told.all()
 
     def position(self, number: int) -> str:
@@ -113,7 +131,20 @@ class Journal:
             raise OutOfRange(f"{text} {self.position(before)}")
 
     def close(self) -> None:
-        """Close the file; idempotent."""
+        """Close the files; idempotent."""
+        if self._mark >= 0:
+            os.close(self._mark)
+            self._mark = -1
+        self._leave()
+
+    def _read_mark(self) -> int:
+        try:
+            with open(f"{self.directory}/handed", "rb") as file:
+                return int(_HANDED.unpack(file.read())[0])
+        except (FileNotFoundError, struct.error):
+            return self.last
+
+    def _leave(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -158,12 +189,12 @@ class Journal:
         """Go on in a new segment; the oldest go, so that all stay within the limit."""
         if self._fd >= 0:
             self._sizes[next(reversed(self._sizes))] = self._size
-            self.close()
+            self._leave()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self._path(first), flags, 0o600)
         self._size = 0
         self._sizes[first] = 0
-        exits = segments.pack_told(self._told.all())
+        exits = segments.pack_told(self._told.lasting())
         self._write(segments.head(self.epoch) + segments.record(0, time.time_ns(), exits))
         room = self._limit - self._limit // _SEGMENTS  # the new one is to grow
         while len(self._sizes) > 1 and sum(self._sizes.values()) > room:
@@ -188,13 +219,18 @@ class Journal:
 
 class _ToldExits:
     """Exits that were told. Of execs only the latest: they are told again only by a shim that does
-    not know yet that they were."""
+    not know yet that they were. So it is with tasks that have been deleted."""
 
     def __init__(self) -> None:
         self._inits: dict[Told, None] = {}
         self._execs: dict[Told, None] = {}
+        self._deleted: dict[Told, None] = {}
 
     def all(self) -> set[Told]:
+        return {*self._inits, *self._execs, *self._deleted}
+
+    def lasting(self) -> set[Told]:
+        """Those of tasks that are still there."""
         return {*self._inits, *self._execs}
 
     def note(self, envelope: Envelope) -> None:
@@ -209,6 +245,7 @@ class _ToldExits:
                     gone = [one for one in known if one[:2] == (envelope.namespace, container_id)]
                     for one in gone:
                         del known[one]
+                        _keep(self._deleted, one, _PASSING_KEPT)
 
     def read(self, payload: bytes) -> None:
         """As ``note``, of any event, serialised."""
@@ -224,7 +261,11 @@ class _ToldExits:
     def _add(self, exited: Told) -> None:
         _, container_id, process_id, _ = exited
         is_init = container_id == process_id
-        known, most = (self._inits, _INITS_KEPT) if is_init else (self._execs, _EXECS_KEPT)
-        known[exited] = None
-        if len(known) > most:
-            del known[next(iter(known))]
+        known, most = (self._inits, _INITS_KEPT) if is_init else (self._execs, _PASSING_KEPT)
+        _keep(known, exited, most)
+
+
+def _keep(known: dict[Told, None], one: Told, most: int) -> None:
+    known[one] = None
+    if len(known) > most:
+        del known[next(iter(known))]

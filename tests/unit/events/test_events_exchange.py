@@ -292,3 +292,40 @@ async def test_who_comes_back_hears_what_happened_meanwhile(
     monkeypatch.setattr(exchanges, "LATE_SECONDS", -1.0)
     exchange.forward(after)
     assert waiting(exchange.subscribe()) == []
+
+
+async def test_what_may_have_reached_nobody_is_told_again(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    exchange = Exchange(journal)
+    exchange.publish([envelope(1)])
+    async with asyncio.timeout(20):
+        while journal.handed < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    exchange.publish([envelope(2), envelope(3)])  # and the daemon dies
+    journal.close()
+    journal = Journal(str(tmp_path))
+    exchange = Exchange(journal)
+    assert waiting(exchange.subscribe()) == [envelope(2), envelope(3)]
+    assert journal.last == 3
+    exchange.publish([envelope(4)])
+    async with asyncio.timeout(20):
+        while journal.handed < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    journal.close()
+    journal = Journal(str(tmp_path))
+    assert waiting(Exchange(journal).subscribe()) == []
+    journal.close()
+
+
+async def test_many_that_reached_nobody_stay_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchanges, "_LATE", 10)
+    journal = Journal(str(tmp_path))
+    Exchange(journal).publish([envelope(number) for number in range(1, 101)])
+    journal.hand(1)
+    journal.close()
+    journal = Journal(str(tmp_path))
+    told = waiting(Exchange(journal).subscribe())
+    assert told == [envelope(number) for number in range(91, 101)]
+    journal.close()

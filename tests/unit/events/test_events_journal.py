@@ -254,7 +254,7 @@ def test_exits_are_remembered_until_their_task_is_deleted(tmp_path: Path) -> Non
     ):
         write(journal, envelope(number, event))
     told = {("ns", "a", "a", 7), ("ns", "a", "probe", 7), ("ns", "c", "c", 7)}
-    assert journal.exits() == told
+    assert journal.exits() == told | {("ns", "b", "b", 7)}  # whoever deletes it anew knows
     for number in range(500):
         write(journal, envelope(number))
     assert journal.oldest > 6
@@ -264,7 +264,26 @@ def test_exits_are_remembered_until_their_task_is_deleted(tmp_path: Path) -> Non
     write(journal, envelope(1, topics.task_deleted("a", "a", END)))
     journal.close()
     journal = Journal(str(tmp_path), limit)
+    assert journal.exits() == told
+    for number in range(500):
+        write(journal, envelope(number))
+    journal.close()
+    journal = Journal(str(tmp_path), limit)
     assert journal.exits() == {("ns", "c", "c", 7)}
+    journal.close()
+
+
+def test_how_far_all_have_been_told_is_kept(tmp_path: Path) -> None:
+    journal = filled(tmp_path, 5, 1 << 20)
+    assert journal.handed == 0
+    journal.hand(3)
+    journal.close()
+    journal = Journal(str(tmp_path))
+    assert (journal.handed, journal.last) == (3, 5)
+    journal.close()
+    (tmp_path / "handed").write_bytes(b"\1")
+    journal = Journal(str(tmp_path))
+    assert journal.handed == 5  # nobody knows, so nothing is told anew
     journal.close()
 
 
@@ -272,7 +291,7 @@ def test_probes_do_not_displace_the_exits_of_containers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journals, "_INITS_KEPT", 3)
-    monkeypatch.setattr(journals, "_EXECS_KEPT", 2)
+    monkeypatch.setattr(journals, "_PASSING_KEPT", 2)
     journal = Journal(str(tmp_path))
     for name in ("a", "b"):
         write(journal, envelope(1, topics.task_exited(name, name, END)))
