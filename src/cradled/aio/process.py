@@ -42,7 +42,7 @@ async def run(
 
     It has ended when its process has, even if descendants hold its output open. Output beyond
     ``MAX_OUTPUT`` bytes a stream is dropped. Raises OSError when it cannot be started, TimeoutError
-    after ``timeout`` seconds; then, and when cancelled, it is killed and reaped.
+    after ``timeout`` seconds; then, and when cancelled, its group is killed, and it is reaped.
     """
     process = await _Process.start(argv, env, cwd, stdin, combined)
     try:
@@ -124,7 +124,7 @@ class _Process:
         """Kill it if it still runs, reap it, take the rest of its output."""
         if not self._exited.is_set():
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                os.killpg(self._popen.pid, signal.SIGKILL)  # nobody else can reap it
         while not self._exited.is_set():
             with suppress(asyncio.CancelledError):  # a killed process ends at once
                 await self._exited.wait()

@@ -37,6 +37,8 @@ TIMEOUTS = {
     "io.containerd.timeout.shim.load": "5s",
     "io.containerd.timeout.shim.shutdown": "3s",
     "io.containerd.timeout.task.state": "2s",
+    "io.cradled.timeout.runtime.command": "2m0s",
+    "io.cradled.timeout.shim.start": "1m0s",
 }
 
 Table = dict[str, Any]
@@ -130,8 +132,10 @@ class Config(NamedTuple):
         return cls() if table is None else build(cls, table, registration.uri)
 
     def timeout(self, name: str) -> float:
-        """Seconds for what is called ``io.containerd.timeout.<name>``; 0 is no limit."""
+        """Seconds for what is called ``io.<one of us>.timeout.<name>``; 0 is no limit."""
         uri = f"io.containerd.timeout.{name}"
+        if uri not in TIMEOUTS:
+            uri = f"io.cradled.timeout.{name}"
         return seconds(self.timeouts.get(uri, TIMEOUTS[uri]))
 
 

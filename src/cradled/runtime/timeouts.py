@@ -8,10 +8,13 @@ from typing import NamedTuple
 class Timeouts(NamedTuple):
     """Seconds; None is no limit.
 
-    ``load``: to answer a daemon that comes back. ``cleanup``: to clean up after a shim that died.
+    ``start``: for a shim's program to say where it serves. ``runtime``: for a command of the OCI
+    runtime under our own shim. ``load``: to answer a daemon that comes back. ``cleanup``: to clean up after a shim that died.
     ``shutdown``: to take a container apart and go. ``state`` and ``stats``: to answer.
     """
 
+    start: float | None = 60.0
+    runtime: float | None = 120.0
     load: float | None = 5.0
     cleanup: float | None = 5.0
     shutdown: float | None = 3.0

@@ -90,6 +90,16 @@ async def test_a_timeout_kills() -> None:
         await process.run(["sleep", "1000"], env=ENV, timeout=0.05)
 
 
+async def test_a_timeout_kills_what_the_program_has_started(tmp_path: Path) -> None:
+    script = f"echo $$ > {tmp_path}/first; sleep 1000 & echo $! > {tmp_path}/second; wait"
+    with pytest.raises(TimeoutError):
+        await process.run(["sh", "-c", script], env=ENV, timeout=0.3)
+    for name in ("first", "second"):
+        stat = Path(f"/proc/{(tmp_path / name).read_text().strip()}/stat")
+        while stat.exists() and ") Z " not in stat.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
 async def test_a_cancelled_run_kills() -> None:
     task = asyncio.create_task(process.run(["sleep", "1000"], env=ENV))
     while not any(p.read_text().split() for p in Path("/proc/self/task").glob("*/children")):  # noqa: ASYNC110

@@ -45,6 +45,8 @@ env = ["A=b"]
 "io.containerd.timeout.shim.cleanup" = "5s"
 "io.containerd.timeout.shim.shutdown" = "3s"
 "io.containerd.timeout.task.state" = "2s"
+"io.cradled.timeout.runtime.command" = "2m0s"
+"io.cradled.timeout.shim.start" = "1m0s"
 "io.containerd.timeout.metrics.shimstats" = "2s"
 "io.containerd.timeout.proxy.call" = "5m0s"
 "io.containerd.timeout.bolt.open" = "0s"
