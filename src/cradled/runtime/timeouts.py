@@ -9,8 +9,9 @@ class Timeouts(NamedTuple):
     """Seconds; None is no limit.
 
     ``start``: for a shim's program to say where it serves. ``runtime``: for a command of the OCI
-    runtime under our own shim. ``load``: to answer a daemon that comes back. ``cleanup``: to clean up after a shim that died.
-    ``shutdown``: to take a container apart and go. ``state`` and ``stats``: to answer.
+    runtime under our own shim. ``load``: to answer a daemon that comes back. ``cleanup``: to clean
+    up after a shim that died. ``shutdown``: to take a container apart and go. ``state`` and
+    ``stats``: to answer.
     """
 
     start: float | None = 60.0
