@@ -15,11 +15,11 @@ from cradled import failpoints
 from cradled.errors import AlreadyExists, Error, FailedPrecondition, NotFound
 from cradled.linux import cgroup, direct, fs, leftovers, pty
 from cradled.linux.coroutines import Future, Lock
+from cradled.linux.oom_watch import OomWatch
 from cradled.linux.signals import SIGKILL
 from cradled.shim import bundle, log, runc
 from cradled.shim import messages as m
 from cradled.shim.cgroup import metrics
-from cradled.shim.oom import OomWatch
 from cradled.shim.process import PAUSED, PAUSING, RUNNING, STOPPED, State
 from cradled.shim.publisher import timestamp
 from cradled.shim.stdio import Streams
@@ -443,6 +443,8 @@ class Container:
             failpoints.hit("shim.exit.last")
             bundle.save_exit(self.bundle, process.pid, ending.status, ending.at)
             failpoints.hit("shim.exit.saved")
+        if self._oom is not None:
+            self._oom.look()  # what has killed it is told first
         process.exit_status = ending.status
         process.exited_at = ending.at
         process.state.done("exit")
