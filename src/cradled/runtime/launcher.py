@@ -242,9 +242,7 @@ class ZygoteLauncher:
         return result
 
     async def delete(self, bundle: Bundle, /) -> Exit:
-        end = await _run_delete(_own_program(), self._daemon, bundle)
-        await threads.run("fs", _remove_socket, bundle)
-        return end
+        return await _run_delete(_own_program(), self._daemon, bundle)
 
     def _socket_path(self, namespace: str, group: str) -> str:
         key = f"{self._daemon.grpc_address.rstrip('/')}/{namespace}/{group}"
@@ -351,6 +349,7 @@ async def _run_delete(program: Sequence[str], daemon: Daemon, bundle: Bundle) ->
     if done.status:
         output = done.stderr.decode(errors="replace").strip()
         raise Error(f"shim delete failed: {output}: {_status(done.status)}")
+    await threads.run("fs", _remove_socket, bundle)
     return bootstrap.parse_delete(done.stdout)
 
 
