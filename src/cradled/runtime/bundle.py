@@ -9,6 +9,7 @@
         bootstrap.json            where the shim serves; written before the shim is started where we
                                   choose the address, so that a shim is never out of reach
         sandbox                   the sandbox whose shim it is, if any
+        <exec>.pid                by the OCI runtime; until the exec is deleted, if the shim is ours
         exit.json, options.json, runtime, init.pid, ...   by the shim
 
 A bundle that is being removed is renamed to ``.<id>.<number>`` first; one left like this by a
@@ -24,7 +25,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cradled import failpoints
 from cradled.errors import AlreadyExists, Error
@@ -36,6 +37,14 @@ from cradled.runtime.bootstrap import Bootstrap
 _removals = itertools.count()
 
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+
+
+class Exec(NamedTuple):
+    """A process that was started beside init; whether it ``lives``."""
+
+    id: str
+    pid: int
+    lives: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,17 @@ class Bundle:
     def sandbox(self) -> str:
         """The sandbox whose shim it shares; empty for none."""
         return (_read(f"{self.path}/sandbox") or b"").decode()
+
+    def execs(self) -> list[Exec]:
+        """The processes beside init that were started and not deleted, if the shim is ours."""
+        found = []
+        for name in sorted(os.listdir(self.path)):
+            id, dot, _ = name.rpartition(".pid")
+            pid = (_read(f"{self.path}/{name}") or b"").strip() if dot and id != "init" else b""
+            if pid.isdigit():
+                lives = os.path.exists(f"/proc/{pid.decode()}")
+                found.append(Exec(id, int(pid), lives))
+        return found
 
     def open_log(self) -> int:
         """The daemon's end of the log FIFO, made if it is missing; never at its end."""

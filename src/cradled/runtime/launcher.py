@@ -308,9 +308,8 @@ def _prepare(bundle: Bundle, result: Bootstrap, path: str) -> socket.socket | No
     return listener
 
 
-def _remove_socket(bundle: Bundle) -> None:
-    """Remove a dead shim's socket, unless others of its group are served there."""
-    saved = bundle.load_bootstrap()
+def remove_socket(saved: Bootstrap | None) -> None:
+    """Blocking: remove a dead shim's socket, unless others of its group are served there."""
     if saved is not None:
         path = saved.address.removeprefix("unix://")
         if os.path.isabs(path):
@@ -349,7 +348,7 @@ async def _run_delete(program: Sequence[str], daemon: Daemon, bundle: Bundle) ->
     if done.status:
         output = done.stderr.decode(errors="replace").strip()
         raise Error(f"shim delete failed: {output}: {_status(done.status)}")
-    await threads.run("fs", _remove_socket, bundle)
+    await threads.run("fs", lambda: remove_socket(bundle.load_bootstrap()))
     return bootstrap.parse_delete(done.stdout)
 
 

@@ -26,13 +26,16 @@ from cradled.core.tasks import CreateTask, Exit, Process, Status, Stdio
 from cradled.core.values import AnyValue, Descriptor
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
 from cradled.events import topics
+from cradled.events.segments import Told
 from cradled.linux.tree import remove_tree
 from cradled.rpc.ttrpc_client import ConnectionLost
 from cradled.runtime import metrics
 from cradled.runtime.assembly import Assembly
 from cradled.runtime.bundle import Bundle, bundles, remove_orphans
+from cradled.runtime.exits import Key, ToldExits
 from cradled.runtime.launcher import Launcher
 from cradled.runtime.recovery import Facts, Verdict, gather, judge
+from cradled.runtime.shims import UNKNOWN_EXIT
 from cradled.runtime.task import INIT, Task
 
 log = logging.getLogger(__name__)
@@ -40,14 +43,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLOSE_SECONDS = 2.0
+KILLED = 137
 TELL_SECONDS = 20.0
 """How long a shim may take to tell an exit that happened while the daemon was away."""
 
 _RECOVER_AT_ONCE = 16
-
-Key = tuple[str, str]
-Told = tuple[str, str, str, int]
-"""An exit that was published: namespace, container id, process id, pid."""
 
 
 class Events(Protocol):
@@ -80,7 +80,7 @@ class TaskManager:
         self._events = events
         self._tasks: dict[Key, Task] = {}
         self._locks: KeyedLock[Key] = KeyedLock("task")
-        self._told: set[Told] = set()  # exits that a shim may tell though they have been told
+        self._told = ToldExits()
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -110,6 +110,7 @@ class TaskManager:
         end = await task.client.delete(id, exec_id)
         failpoints.hit("runtime.exec.deleted")
         task.forget(exec_id)
+        self._told.forget(task.key, exec_id)
         return end
 
     # What goes straight to the shim
@@ -207,23 +208,25 @@ class TaskManager:
             failpoints.hit("runtime.exit.heard")
             container_id, process_id, end = told
             task = self._tasks.get((envelope.namespace, container_id))
-            if task is not None:
-                task.exit_told = task.exit_told or process_id == container_id
-                task.has_exited(INIT if process_id == container_id else process_id, end)
-            if (envelope.namespace, container_id, process_id, end.pid) in self._told:
+            key = (envelope.namespace, container_id)
+            if self._told.has(key, process_id, end.pid):
                 return
+            if task is not None:
+                task.has_exited(INIT if process_id == container_id else process_id, end)
+                self._told.add([(*key, process_id, end.pid)])
         self._events.forward(envelope)
 
     async def recover(self, told: Collection[Told] = ()) -> None:
         """Find all tasks again, or what is left of them; ``told`` are exits published already."""
         state, root = self._shims.state, self._shims.root
         found = await threads.run("fs", bundles, state, root)
+        self._told.add(told)
         turn = asyncio.Semaphore(_RECOVER_AT_ONCE)
 
         async def one(bundle: Bundle) -> None:
             async with turn, self._locks((bundle.namespace, bundle.id)):
                 try:
-                    await self._recover(bundle, told)
+                    await self._recover(bundle)
                 except (errors.Error, OSError) as error:
                     log.error("task %s is left as it is: %s", bundle.id, error)
 
@@ -292,6 +295,7 @@ class TaskManager:
 
     async def _dismantle(self, task: Task) -> None:
         del self._tasks[task.key]
+        self._told.forget(task.key)
         await self._assembly.dismantle(task)
 
     def _lost(self, task: Task) -> None:
@@ -302,47 +306,54 @@ class TaskManager:
     async def _reap_lost(self, task: Task) -> None:
         async with self._locks(task.key):
             if self._tasks.get(task.key) is task:
-                events = await self._reap(task.bundle, task.launcher, task.pid, task.exit_told)
-                self._events.publish(events)
+                self._events.publish(await self._reap(task.bundle, task.launcher, task.pid))
                 failpoints.hit("runtime.reap.told")
                 del self._tasks[task.key]
+                self._told.forget(task.key)
                 await task.aclose()
                 await self._shims.remove(task.bundle)
 
-    async def _reap(
-        self, bundle: Bundle, launcher: Launcher, pid: int, exit_told: bool
-    ) -> Sequence[Envelope]:
+    async def _reap(self, bundle: Bundle, launcher: Launcher, pid: int) -> Sequence[Envelope]:
         """Clean up after a dead shim; what is to be told of its container, if there was one."""
+        # Others' shims do not say which of their execs were deleted.
+        execs = await threads.run("fs", bundle.execs) if launcher.is_tidy else ()
         end = await self._shims.bury(bundle, launcher, pid)
         failpoints.hit("runtime.reap.buried")
         if not end.pid:
             return ()
-        events = [] if exit_told else [topics.task_exited(bundle.id, bundle.id, end)]
-        return _envelopes(bundle, *events, topics.task_deleted(bundle.id, "", end))
+        ends = [
+            (exec.id, Exit(exec.pid, KILLED if exec.lives else UNKNOWN_EXIT, end.exited_at))
+            for exec in execs
+        ]
+        exits = [
+            topics.task_exited(bundle.id, process_id, each)
+            for process_id, each in (*ends, (bundle.id, end))
+            if not self._told.has((bundle.namespace, bundle.id), process_id, each.pid)
+        ]
+        return _envelopes(bundle, *exits, topics.task_deleted(bundle.id, "", end))
 
-    async def _recover(self, bundle: Bundle, told: Collection[Told]) -> None:
+    async def _recover(self, bundle: Bundle) -> None:
         facts = await gather(bundle, self._timeouts.load)
         verdict = judge(facts)
         log.info("task %s: %s", bundle.id, verdict.value)
         launchers = self._assembly.launchers
         try:
             if verdict is Verdict.KEEP:
-                self._keep(facts, launchers.of_program(facts.program), told)
+                self._keep(facts, launchers.of_program(facts.program))
                 return
             if verdict is Verdict.DISMISS and facts.client is not None:
                 launcher = launchers.of_program(facts.program)
                 await self._assembly.dismiss(bundle, launcher, facts.client)
             elif verdict is Verdict.REAP:
                 launcher = launchers.of_program(facts.program)
-                is_told = any(x[:3] == (bundle.namespace, bundle.id, bundle.id) for x in told)
-                self._events.publish_late(await self._reap(bundle, launcher, 0, is_told))
+                self._events.publish_late(await self._reap(bundle, launcher, 0))
                 failpoints.hit("runtime.recover.told")
             await self._shims.remove(bundle)
         finally:
             if verdict is not Verdict.KEEP:
                 await facts.aclose()
 
-    def _keep(self, facts: Facts, launcher: Launcher, told: Collection[Told]) -> None:
+    def _keep(self, facts: Facts, launcher: Launcher) -> None:
         bundle = facts.bundle
         assert facts.client is not None
         assert facts.shim_log is not None
@@ -350,23 +361,18 @@ class TaskManager:
         sandboxed = bool(facts.sandbox)
         task = Task(bundle, launcher, facts.client, facts.shim_log, sandboxed=sandboxed)
         task.adopt(facts.process)
-        key = (bundle.namespace, bundle.id, bundle.id, task.pid)
-        task.exit_told = key in told
         self._register(task)
-        if task.exit is None:
-            return
-        if task.exit_told:
-            self._told.add(key)
-        else:
+        if task.exit is not None and not self._told.has(task.key, task.id, task.pid):
             # The shim still has the exit, behind what else it has to tell, and tries again.
             loop = asyncio.get_running_loop()
             loop.call_later(TELL_SECONDS, self._tell_exit, task, task.exit)
 
     def _tell_exit(self, task: Task, end: Exit) -> None:
         """Tell an exit in place of a shim that could not, while nobody was there to hear it."""
-        if not (self._closing or task.exit_told) and self._tasks.get(task.key) is task:
-            task.exit_told = True
-            self._told.add((*task.key, task.id, end.pid))
+        if self._closing or self._tasks.get(task.key) is not task:
+            return
+        if not self._told.has(task.key, task.id, end.pid):
+            self._told.add([(*task.key, task.id, end.pid)])
             event = topics.task_exited(task.id, task.id, end)
             self._events.publish_late(_envelopes(task.bundle, event))
 

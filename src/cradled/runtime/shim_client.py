@@ -30,6 +30,7 @@ class ShimClient:
 
     def __init__(self, channel: dialing.Channel, namespace: str, bootstrap: Bootstrap) -> None:
         self._channel = channel
+        self.bootstrap = bootstrap
         self._metadata = metadata_of(bootstrap, namespace)
         self._service = pb.Task if bootstrap.version >= 3 else task_v2_pb2.Task
 

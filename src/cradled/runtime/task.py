@@ -50,8 +50,6 @@ class Task:
         self.checkpoint = ""
         """The directory that it starts from and that is of no use afterwards."""
         self.status = Status.CREATED
-        self.exit_told = False
-        """Whether the exit event of init has been published."""
         self._exec_pids: dict[str, int] = {}
         self._ended: dict[str, asyncio.Future[Exit]] = {}
         self._watchers: set[asyncio.Task[None]] = set()
