@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cradled.client.options import Options
     from cradled.client.processes import Result
     from cradled.client.traces import Trace
+    from cradled.client.upgrade import Upgraded
     from cradled.core.images import Image
     from cradled.proxies.introspection import Plugin, ProxyIntrospection, Server, Version
     from cradled.proxies.namespaces import ProxyNamespaces
@@ -93,6 +94,17 @@ class Client:
     async def plugins(self) -> list[Plugin]:
         """What the server is made of, with what failed and what it is not configured to have."""
         return await self._introspection.plugins()
+
+    async def upgrade(self) -> Upgraded:
+        """Have the program, as it is installed now, go on in the daemon's place; returns when it
+        serves. What others were waiting for ends in Unavailable; no container is touched.
+
+        Raises FailedPrecondition when it does not start, or an upgrade is under way already: then
+        the old daemon goes on. Raises Unimplemented in process.
+        """
+        from cradled.client.upgrade import upgrade
+
+        return await upgrade(self.session)
 
     async def trace(
         self, *, last: int = 10, slowest: bool = False, single: bool = False

@@ -20,6 +20,7 @@ from cradled.version import PACKAGE, REVISION, SERVER_VERSION
 
 if TYPE_CHECKING:
     from cradled.daemon.config_check import Problem
+    from cradled.daemon.successor import Successor
 
 
 def main() -> int:
@@ -108,22 +109,33 @@ def _serve_snapshotter(args: arguments.Arguments) -> int:
 
 
 def _serve(args: arguments.Arguments, began: float) -> int:
+    if listeners.HANDOVER not in os.environ:
+        return _start(args, began, None)
+    from cradled.daemon.successor import Successor
+
+    with Successor() as heir:
+        return _start(args, began, heir)
+
+
+def _start(args: arguments.Arguments, began: float, heir: Successor | None) -> int:
     config, problems = configure(args)
-    listeners.make_directory(config.root, 0o700, "root")
-    listeners.make_directory(config.state, 0o711, "state")
-    listeners.hold(config.root, "root")
-    listeners.hold(config.state, "state")
-    grpc, ttrpc = builtins.endpoints(config)
-    for endpoint in (grpc, ttrpc):
+    sockets, locks = _own(config) if heir is None else heir.inherit(config)
+    for endpoint in builtins.endpoints(config):
         listeners.make_directory(os.path.dirname(endpoint.address), 0o755, "socket directory")
-    sockets = (
-        listeners.listen(grpc.address, uid=grpc.uid, gid=grpc.gid),
-        listeners.listen(ttrpc.address, uid=ttrpc.uid, gid=ttrpc.gid),
-    )
+        sockets.open(endpoint.address, uid=endpoint.uid, gid=endpoint.gid)
     from cradled.daemon import serve
 
     read = partial(configure, args)
-    return serve.run(serve.Start(config, problems, read, sockets, args.exit_idle, began))
+    return serve.run(
+        serve.Start(config, problems, read, sockets, locks, args.exit_idle, began, heir)
+    )
+
+
+def _own(config: Config) -> tuple[listeners.Sockets, tuple[int, int]]:
+    listeners.make_directory(config.root, 0o700, "root")
+    listeners.make_directory(config.state, 0o711, "state")
+    locks = (listeners.hold(config.root, "root"), listeners.hold(config.state, "state"))
+    return listeners.Sockets(), locks
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ whoever owns root and state next finds them.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cradled.daemon import late, listeners
+from cradled.daemon import late
 from cradled.daemon.builtins import OVER_TCP, REGISTRATIONS, proxies
 from cradled.daemon.config import Config
+from cradled.daemon.listeners import Sockets
 from cradled.plugin import graph
 from cradled.plugin import types as t
 from cradled.plugin.types import Plugin
@@ -28,6 +30,7 @@ from cradled.rpc.ttrpc_server import TtrpcServer
 if TYPE_CHECKING:
     from cradled.client.client import Client
     from cradled.core.access import Policy
+    from cradled.daemon.upgrade import Upgrades
     from cradled.rpc.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -49,12 +52,21 @@ class App:
 
     ``router`` has the gRPC services, whose calls ``observer`` counts, ``ttrpc_router`` those for
     shims. ``guard`` is what public listeners must ask before each call, where a policy is
-    configured.
+    configured. ``sockets`` are the owner's, whose they remain; without, the app has its own.
+    ``upgrades`` is what clients can have this daemon do, if it is one.
     """
 
-    def __init__(self, config: Config, grpc_address: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        grpc_address: str = "",
+        sockets: Sockets | None = None,
+        upgrades: Upgrades | None = None,
+    ) -> None:
         self._config = config
         self._stack = AsyncExitStack()
+        self._sockets = sockets
+        self._events: TtrpcServer | None = None
         self._properties: dict[str, Any] = {
             "grpc_address": grpc_address,
             "ttrpc_address": f"{config.state}/events.sock",
@@ -63,6 +75,7 @@ class App:
             "sections": config.plugins,
             "timeout": config.timeout,
             "client": self.client,
+            "upgrades": upgrades,
         }
         self.observer = Observer()
         self.router = Router(self.observer.wrap)
@@ -123,11 +136,25 @@ class App:
             if service.made is not None:
                 service.made.stop()
 
+    async def deafen(self, grace: float) -> None:
+        """Let shims tell nothing any more; those that are telling get ``grace`` seconds."""
+        if self._events is not None:
+            await self._events.stop(grace)
+
+    async def flush(self, seconds: float) -> None:
+        """Have subscribers told, within so many seconds, what was published."""
+        await self.get(t.EVENT, "exchange").flushed(seconds)
+
     async def _start(self) -> None:
         config = self._config
         path = self._properties["ttrpc_address"]
-        events = listeners.listen(path, mode=0o600)
-        self._stack.callback(listeners.remove, events, path)
+        sockets = self._sockets
+        if sockets is None:
+            sockets = Sockets()
+            self._stack.callback(sockets.close)
+        sockets.open(path, mode=0o600, uid=os.geteuid(), gid=os.getegid())
+        events = sockets.duplicate(path)
+        self._stack.callback(events.close)
         self.plugins = await graph.start(
             [*REGISTRATIONS, *proxies(config)],
             root=config.root,
@@ -141,9 +168,9 @@ class App:
         self._guard()
         self._route(t.GRPC, self.router)
         self._route(t.TTRPC, self.ttrpc_router)
-        server = TtrpcServer(self.ttrpc_router)
-        await server.serve(events)
-        self._stack.push_async_callback(server.stop, STOP_GRACE)
+        self._events = TtrpcServer(self.ttrpc_router)
+        await self._events.serve(events)
+        self._stack.push_async_callback(self._events.stop, STOP_GRACE)
         self.get(t.GC, "scheduler").start()
         restarts = self.plugins.get((t.CONTAINER_MONITOR, "restart"))
         if restarts is not None and restarts.error is None:

@@ -465,6 +465,21 @@ async def _follow(context: InitContext) -> Served:
     return [(late.journal(), Late(make))]
 
 
+async def _daemon(context: InitContext) -> Served:
+    from cradled.daemon import late
+
+    upgrades = context.properties["upgrades"]
+    if upgrades is None:
+        raise SkipPlugin("this is a library in somebody's program")
+
+    def make() -> Any:
+        from cradled.daemon.upgrade_service import DaemonService
+
+        return DaemonService(upgrades)
+
+    return [(late.daemon(), Late(make))]
+
+
 async def _version(context: InitContext) -> Served:
     from cradled.api.version_pb2 import Version
 
@@ -568,6 +583,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(*_DIFFERS, (t.METADATA, t.DIFFER), init=_differs, config=sections.Diff),
     _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
     _served("content", ".convert.blobs:SERVED", "content:ContentService", _DB),
+    Registration(t.GRPC, "daemon", init=_daemon),
     _served("diff", "diff_pb2:Diff", "diff:DiffService", _DB, _DIFFERS),
     _served(
         "events",

@@ -16,6 +16,8 @@ from http import HTTPStatus
 from typing import NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from cradled.aio import listening
+
 log = logging.getLogger(__name__)
 
 HEAD_BYTES = 8 << 10
@@ -114,9 +116,7 @@ class HttpServer:
 
     async def serve(self, sock: socket.socket) -> None:
         """Answer on a listening socket, from now until ``stop``."""
-        loop = asyncio.get_running_loop()
-        make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._server = await make(lambda: _Connection(self), sock=sock)
+        self._server = await listening.serve(lambda: _Connection(self), sock)
 
     async def stop(self) -> None:
         """Close the socket and hang up."""

@@ -14,10 +14,13 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Mapping
 
 PATH_LIMIT = 107
 PORT_LIMIT = 65535
 BACKLOG = 4096
+HANDOVER = "CRADLED_HANDOVER"
+"""In the environment of a daemon that takes over from another."""
 
 
 class StartError(Exception):
@@ -56,9 +59,83 @@ def hold(directory: str, what: str) -> int:
         os.close(fd)
         text = f"{what} {directory} is in use by another daemon (pid {holder})"
         raise StartError(text) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    sign(fd)
     return fd
+
+
+def sign(lock: int) -> None:
+    """Tell whoever finds the lock taken that it is this process that has it."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+class Sockets:
+    """The sockets that a daemon listens at, by address; servers get duplicates.
+
+    So the end of a server leaves its clients in the queue, where the next one finds them, in this
+    process or in the one that takes over. ``inherited`` are those of the daemon before.
+    """
+
+    def __init__(self, inherited: Mapping[str, socket.socket] | None = None) -> None:
+        self._inherited = dict(inherited or {})
+        self._open: dict[str, socket.socket] = {}
+
+    def open(self, path: str, *, mode: int = 0o660, uid: int = 0, gid: int = 0) -> None:
+        """Listen at a path, as ``listen`` does, if that is not so yet. Raises StartError."""
+        if self._adopt(path):
+            os.chmod(path, mode)
+            os.chown(path, uid, gid)
+        elif path not in self._open:
+            self._open[path] = listen(path, mode=mode, uid=uid, gid=gid)
+
+    def open_tcp(self, address: str) -> None:
+        """As ``open``, for ``listen_tcp``."""
+        if not self._adopt(address) and address not in self._open:
+            self._open[address] = listen_tcp(address)
+
+    def duplicate(self, address: str) -> socket.socket:
+        """A socket that listens at an address that was opened, for a server to close."""
+        sock = self._open[address]
+        sock.listen(BACKLOG)  # so that clients find us to be the one who listens
+        duplicate = sock.dup()
+        duplicate.setblocking(False)
+        return duplicate
+
+    def all(self) -> dict[str, socket.socket]:
+        """What is open, by address, for who takes over."""
+        return dict(self._open)
+
+    def close(self) -> None:
+        """Listen nowhere any more, and leave no path; idempotent."""
+        self.close_unclaimed()
+        for address, sock in self._open.items():
+            _remove(sock, address)
+        self._open.clear()
+
+    def close_unclaimed(self) -> None:
+        """Remove what was inherited and has not been opened."""
+        for address, sock in self._inherited.items():
+            _remove(sock, address)
+        self._inherited.clear()
+
+    def forget(self) -> None:
+        """Another process has them all."""
+        for sock in self._open.values():
+            sock.close()
+        self._open.clear()
+
+    def _adopt(self, address: str) -> bool:
+        if address not in self._inherited:
+            return False
+        self._open[address] = self._inherited.pop(address)
+        return True
+
+
+def _remove(sock: socket.socket, address: str) -> None:
+    if sock.family == socket.AF_UNIX:
+        remove(sock, address)
+    else:
+        sock.close()
 
 
 def listen(path: str, *, mode: int = 0o660, uid: int = 0, gid: int = 0) -> socket.socket:

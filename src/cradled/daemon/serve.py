@@ -8,16 +8,18 @@ import gc
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cradled.aio import births
-from cradled.daemon import builtins, listeners, logs, notify
-from cradled.daemon.app import STOP_GRACE, App
+from cradled.daemon import builtins, logs, notify
+from cradled.daemon.app import App
 from cradled.daemon.config import Config
+from cradled.daemon.listeners import Sockets
+from cradled.daemon.servers import Servers
+from cradled.daemon.upgrade import Upgrades
 from cradled.linux import limits, memory
 from cradled.plugin.graph import PluginError
 from cradled.rpc.grpc_server import GrpcServer, Limits
@@ -26,21 +28,24 @@ from cradled.version import REVISION, SERVER_VERSION
 
 if TYPE_CHECKING:
     from cradled.daemon.config_check import Problem
+    from cradled.daemon.successor import Successor
 
 log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """What the program was started with. ``sockets`` listen already, for gRPC and ttrpc; ``read``
-    reads the configuration again; ``exit_idle`` is in seconds, 0 for never; ``began`` is of
-    ``time.monotonic``."""
+    """What the program was started with. ``sockets`` listen already, for gRPC and ttrpc; ``locks``
+    are on root and state; ``read`` reads the configuration again; ``exit_idle`` is in seconds, 0
+    for never; ``began`` is of ``time.monotonic``; ``heir`` is this one where it takes over."""
 
     config: Config
     problems: list[Problem]
     read: Callable[[], tuple[Config, list[Problem]]]
-    sockets: tuple[socket.socket, socket.socket]
+    sockets: Sockets
+    locks: tuple[int, int]
     exit_idle: float
     began: float
+    heir: Successor | None = None
 
 
 def run(start: Start) -> int:
@@ -67,9 +72,7 @@ def run(start: Start) -> int:
         log.critical("%s", error)
         return 1
     finally:
-        grpc, ttrpc = builtins.endpoints(config)
-        listeners.remove(start.sockets[0], grpc.address)
-        listeners.remove(start.sockets[1], ttrpc.address)
+        start.sockets.close()
     return 0
 
 
@@ -86,30 +89,42 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def _serve(start: Start) -> None:
+    """Until told to stop, or until another daemon has taken over."""
     loop = asyncio.get_running_loop()
     births.note(loop)
-    config = start.config
+    signals = Signals(loop, start)
+    heir = start.heir
+    if heir is not None and not await heir.turn(signals.stop):
+        start.sockets.forget()
+        return
+    upgrades = Upgrades(start.config, start.sockets, start.locks, signals.leave.set)
+    if heir is None:
+        upgrades.settle()
+    while not signals.stop.is_set():
+        signals.leave.clear()
+        since = await _live(start, signals, upgrades, heir)
+        if since is None or await upgrades.hand_over(since, signals.stop):
+            return
+        heir, start = None, start._replace(began=time.monotonic())
+
+
+async def _live(
+    start: Start, signals: Signals, upgrades: Upgrades, heir: Successor | None
+) -> int | None:
+    """Serve until told to leave; if that is for another daemon, since when no calls are taken."""
     async with AsyncExitStack() as stack:
-        signals = Signals(loop, start)
         if log.isEnabledFor(logging.DEBUG):
             from cradled.aio.watchdog import Watchdog
 
-            stack.enter_context(Watchdog(loop))
-        endpoint = builtins.endpoints(config)[0]
-        app = await stack.enter_async_context(App(config, endpoint.address))
-        grpc = GrpcServer(app.router, app.guard, Limits(*endpoint.limits))
-        ttrpc = TtrpcServer(app.ttrpc_router, app.guard)
-        await grpc.serve(start.sockets[0])
-        stack.push_async_callback(grpc.stop, STOP_GRACE)
-        await ttrpc.serve(start.sockets[1])
-        stack.push_async_callback(ttrpc.stop, STOP_GRACE)
-        stack.callback(app.drain)
-        reloads = [app.reload]
-        if builtins.has_side_listeners(config):
-            from cradled.daemon import side_listeners
-
-            reloads += await side_listeners.serve(config, app, stack)
-        signals.serve(reloads)
+            stack.enter_context(Watchdog(asyncio.get_running_loop()))
+        servers, app, reloads = await _open(start, upgrades, stack)
+        start.sockets.close_unclaimed()
+        if heir is not None:
+            if not await heir.confirm(signals.stop):
+                log.error("the daemon before did not hand over to the end")
+                return None
+            upgrades.settle(heir.outcome)
+        signals.serve([app.reload, *reloads], upgrades.begin_by_signal)
         heartbeat = notify.Heartbeat()
         stack.callback(heartbeat.stop)
         notify.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {start.config.root}")
@@ -121,31 +136,70 @@ async def _serve(start: Start) -> None:
         if start.exit_idle:
             from cradled.daemon import idle
 
-            await idle.until(app, grpc, signals.stop, start.exit_idle)
+            await idle.until(app, servers.grpc[0], signals.leave, start.exit_idle)
         else:
-            await signals.stop.wait()
+            await signals.leave.wait()
+        if upgrades.due and not signals.stop.is_set():
+            notify.notify("STATUS=handing over")
+            log.info("handing over")
+            return await servers.make_way()
         notify.notify("STOPPING=1", "STATUS=stopping")
         log.info("stopping")
+        await upgrades.aclose()
+        start.sockets.close()
+    return None
+
+
+async def _open(
+    start: Start, upgrades: Upgrades, stack: AsyncExitStack
+) -> tuple[Servers, App, Sequence[Callable[[], None]]]:
+    """All that is served, and what a reload has to call beside the app."""
+    config, sockets = start.config, start.sockets
+    endpoint, ttrpc_endpoint = builtins.endpoints(config)
+    app = await stack.enter_async_context(App(config, endpoint.address, sockets, upgrades))
+    servers = Servers(app)
+    stack.push_async_callback(servers.stop)
+    grpc = GrpcServer(app.router, app.guard, Limits(*endpoint.limits))
+    await grpc.serve(sockets.duplicate(endpoint.address))
+    servers.grpc.append(grpc)
+    ttrpc = TtrpcServer(app.ttrpc_router, app.guard)
+    await ttrpc.serve(sockets.duplicate(ttrpc_endpoint.address))
+    servers.ttrpc.append(ttrpc)
+    if not builtins.has_side_listeners(config):
+        return servers, app, ()
+    from cradled.daemon import side_listeners
+
+    host = side_listeners.Host(app, sockets, servers, stack)
+    return servers, app, await side_listeners.serve(config, host)
 
 
 class Signals:
-    """SIGTERM and SIGINT end the daemon (``stop``), SIGUSR1 tells what it does, and SIGHUP has it
-    read its configuration again, from ``serve`` on."""
+    """SIGTERM and SIGINT end the daemon (``stop``), SIGUSR1 tells what it does. From ``serve`` on,
+    SIGHUP has it read its configuration again, and SIGUSR2 upgrade. ``leave`` is set when it is to
+    let go, by the end or for an upgrade."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, start: Start) -> None:
         self.stop = asyncio.Event()
+        self.leave = asyncio.Event()
         self._loop = loop
         self._start = start
         self._config = start.config
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+            loop.add_signal_handler(number, self._stop)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            loop.add_signal_handler(number, lambda: None)
         # Not a handler of the loop's: it also runs while some code holds the loop.
         signal.signal(signal.SIGUSR1, lambda number, frame: self._dump())
 
-    def serve(self, reloads: Sequence[Callable[[], None]]) -> None:
-        """The daemon is there: what SIGHUP asks for can be done; ``reloads`` are called then."""
+    def serve(self, reloads: Sequence[Callable[[], None]], upgrade: Callable[[], None]) -> None:
+        """The daemon is there: what SIGHUP asks for can be done, which calls ``reloads``, and what
+        SIGUSR2 does."""
         self._loop.add_signal_handler(signal.SIGHUP, self._reload, reloads)
+        self._loop.add_signal_handler(signal.SIGUSR2, upgrade)
+
+    def _stop(self) -> None:
+        self.stop.set()
+        self.leave.set()
 
     def _dump(self) -> None:
         from cradled.daemon import stacks

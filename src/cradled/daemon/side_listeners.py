@@ -16,35 +16,42 @@ import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from cradled.daemon import builtins, listeners, sections
-from cradled.daemon.app import STOP_GRACE, App
+from cradled.daemon.app import App
 from cradled.daemon.config import Config
 from cradled.daemon.http1 import Handler, HttpServer, Request, Response
-from cradled.daemon.listeners import StartError
+from cradled.daemon.listeners import Sockets, StartError
+from cradled.daemon.servers import Servers
 from cradled.plugin.types import Registration
 from cradled.rpc.grpc_server import GrpcServer, Limits, Tls
 
 log = logging.getLogger(__name__)
 
 
-async def serve(config: Config, app: App, stack: AsyncExitStack) -> list[Callable[[], None]]:
-    """Open all that are configured, for as long as ``stack``; what a reload has to call.
+class Host(NamedTuple):
+    """What listeners are opened on; ``servers`` ends what they serve."""
 
-    Raises StartError.
-    """
+    app: App
+    sockets: Sockets
+    servers: Servers
+    stack: AsyncExitStack
+
+
+async def serve(config: Config, host: Host) -> list[Callable[[], None]]:
+    """Open all that are configured; what a reload has to call. Raises StartError."""
     reloads: list[Callable[[], None]] = []
     tcp: sections.TcpServer | None = _wanted(config, builtins.TCP_SERVER)
     if tcp is not None:
-        reloads.append(await _serve_tcp(tcp, app, stack))
+        reloads.append(await _serve_tcp(tcp, host))
     debug: sections.DebugServer | None = _wanted(config, builtins.DEBUG_SERVER)
     if debug is not None:
-        await _serve_debug(debug, stack)
+        await _serve_debug(debug, host)
     metrics: sections.MetricsServer | None = _wanted(config, builtins.METRICS_SERVER)
     if metrics is not None:
         histogram = config.section(builtins.GRPC_METRICS).grpc_histogram
-        await _serve_metrics(metrics.address, app, histogram, stack)
+        await _serve_metrics(metrics.address, histogram, host)
     return reloads
 
 
@@ -55,17 +62,16 @@ def _wanted(config: Config, registration: Registration) -> Any:
     return section if section.address and not disabled else None
 
 
-async def _serve_tcp(
-    config: sections.TcpServer, app: App, stack: AsyncExitStack
-) -> Callable[[], None]:
+async def _serve_tcp(config: sections.TcpServer, host: Host) -> Callable[[], None]:
     tls = tls_of(config)
-    sock = listeners.listen_tcp(config.address)
-    stack.callback(sock.close)
+    host.sockets.open_tcp(config.address)
+    sock = host.sockets.duplicate(config.address)
+    host.stack.callback(sock.close)
     if tls is None and not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
         log.warning("gRPC is served over TCP without TLS", extra={"fields": {"at": _name(sock)}})
-    server = GrpcServer(app.over_tcp(), app.guard, Limits(*config.limits))
+    server = GrpcServer(host.app.over_tcp(), host.app.guard, Limits(*config.limits))
     await server.serve(sock, tls)
-    stack.push_async_callback(server.stop, STOP_GRACE)
+    host.servers.grpc.append(server)
     log.info("serving gRPC over TCP", extra={"fields": {"address": _name(sock)}})
     return partial(_renew, tls, config)
 
@@ -104,36 +110,34 @@ def tls_of(config: sections.TcpServer) -> Tls | None:
     return Tls(context, config.tls_common_name)
 
 
-async def _serve_debug(config: sections.DebugServer, stack: AsyncExitStack) -> None:
+async def _serve_debug(config: sections.DebugServer, host: Host) -> None:
     from cradled.daemon import debug
 
     path = config.address.removeprefix("unix://")
     listeners.make_directory(os.path.dirname(path), 0o755, "socket directory")
-    sock = listeners.listen(path, uid=config.uid, gid=config.gid)
-    stack.callback(listeners.remove, sock, path)
-    await _serve_http(sock, dict(debug.routes()), stack)
+    host.sockets.open(path, uid=config.uid, gid=config.gid)
+    await _serve_http(path, dict(debug.routes()), host)
 
 
-async def _serve_metrics(address: str, app: App, histogram: bool, stack: AsyncExitStack) -> None:
+async def _serve_metrics(address: str, histogram: bool, host: Host) -> None:
     from cradled.daemon.exposition import CONTENT_TYPE
     from cradled.daemon.metrics import Metrics
 
-    sock = listeners.listen_tcp(address)
-    stack.callback(sock.close)
-    metrics = stack.enter_context(Metrics(app, histogram=histogram))
+    host.sockets.open_tcp(address)
+    metrics = host.stack.enter_context(Metrics(host.app, histogram=histogram))
 
     async def page(request: Request) -> Response:
         return Response(await metrics.render(), CONTENT_TYPE)
 
-    await _serve_http(sock, {"/v1/metrics": page, "/metrics": page}, stack)
+    await _serve_http(address, {"/v1/metrics": page, "/metrics": page}, host)
 
 
-async def _serve_http(
-    sock: socket.socket, routes: dict[str, Handler], stack: AsyncExitStack
-) -> None:
+async def _serve_http(address: str, routes: dict[str, Handler], host: Host) -> None:
+    sock = host.sockets.duplicate(address)
+    host.stack.callback(sock.close)
     server = HttpServer(routes)
     await server.serve(sock)
-    stack.push_async_callback(server.stop)
+    host.servers.others.append(server.stop)
     log.info("serving HTTP", extra={"fields": {"address": _name(sock)}})
 
 

@@ -25,6 +25,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 
 from cradled import failpoints, filters, identifiers
 from cradled.api.types_pb2 import Envelope as Message
@@ -103,6 +104,15 @@ class Exchange:
         if late:
             subscription.put(_Chunk(late, sum(record.size for record in late)))
         return subscription
+
+    async def flushed(self, seconds: float) -> None:
+        """Wait, so long at the most, until subscribers were given all that was published."""
+        for group in self._groups.values():
+            group.hand_out()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while any(self.waiting()):  # noqa: ASYNC110 - hardly ever waited for
+                    await asyncio.sleep(_SPACING)
 
     def waiting(self) -> list[int]:
         """The bytes that wait for each subscriber."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cradled import errors
+from cradled.aio import listening
 from cradled.http2.frames import ErrorCode
 from cradled.http2.streams import DataReceived, Event, HeadersReceived, Stream, StreamReset
 from cradled.rpc import grpc_request, grpc_wire
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 
     from cradled.rpc.guard import Guard, Routes
 
-_BACKLOG = 4096
 _HANDSHAKE = 10.0  # seconds for a client to agree on how to speak TLS
+_HEARING = 0.02  # seconds for clients to hear it, of those that answer at once
 _LAST_CALL = 1.0  # seconds for a client to hear that we are about to stop
 _PREFACE = 20.0  # seconds for a client to say that it speaks HTTP/2
 _ABANDONED = 1024  # handlers of calls that a client gave up; beyond, it has to wait for them
@@ -86,32 +88,46 @@ class GrpcServer:
         those that speak it."""
         loop = asyncio.get_running_loop()
         self.starter = self.starter or Starter(loop)
-        make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
         secure: dict[str, Any] = {}
         if tls is not None:
             secure = {"ssl": tls.context, "ssl_handshake_timeout": _HANDSHAKE}
         connected = partial(_ServerConnection, self, self._connections, tls)
-        self._servers.append(await make(connected, sock=sock, backlog=_BACKLOG, **secure))
+        self._servers.append(await listening.serve(connected, sock, **secure))
 
-    async def stop(self, grace: float) -> None:
+    async def settle(self, grace: float) -> None:
+        """Take no more calls, and wait until those under way have had ``grace`` seconds since they
+        began. ``stop`` is to follow; until then answers are still sent."""
+        self._refuse()
+        await self._all("idle", _HEARING)
+        begun = time.monotonic_ns() - int(grace * 1e9)
+        recent = [task for one in self._connections for task in one.begun_since(begun)]
+        if recent:
+            await asyncio.wait(recent, timeout=grace)
+
+    async def stop(self, grace: float, last_words: float = LAST_WORDS) -> None:
         """Take no more calls, wait up to ``grace`` seconds for those under way, cancel the rest.
 
-        All sockets are closed and all handlers have ended when it returns.
+        Clients get ``last_words`` seconds to read what they are told. All sockets are closed and
+        all handlers have ended when it returns.
         """
-        for server in self._servers:
-            server.close()
-        for connection in self._connections:
-            connection.drain()
+        self._refuse()
         await self._all("idle", grace)
         self.stopping = True
         for connection in self._connections:
             connection.shut()
-        if not await self._all("gone", LAST_WORDS):
+        if not await self._all("gone", last_words):
             for connection in self._connections:
                 connection.abort()
             await self._all("gone", None)
         if self.starter is not None:
             self.starter.close()
+
+    def _refuse(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for connection in self._connections:
+            connection.drain()
 
     async def _all(self, event: str, timeout: float | None) -> bool:
         """Wait for an event of all connections; False if that takes too long."""
@@ -207,6 +223,11 @@ class _ServerConnection(GrpcConnection):
         self.flush()
         self._timers.append(self.loop.call_later(_LAST_CALL, self._refuse_more))
         self._settle()
+
+    def begun_since(self, moment: int) -> list[asyncio.Task[None]]:
+        """The calls that began after ``moment`` (of ``time.monotonic_ns``) and are under way."""
+        running = [one for one in self._running if getattr(one.call, "start", moment) >= moment]
+        return [one.task for one in running if one.task is not None]
 
     def _refuse_more(self) -> None:
         self.http2.refuse()

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cradled import errors
+from cradled.aio import listening
 from cradled.rpc.call import Call, Peer, split_metadata
 from cradled.rpc.service import Encoded, Endpoint, Message, Router, encode, run
 from cradled.rpc.status import to_status
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from cradled.rpc.guard import Guard, Routes
 
 log = logging.getLogger(__name__)
-
-_BACKLOG = 4096  # a client that finds it full is refused, it does not wait
 
 
 class TtrpcServer:
@@ -35,14 +34,12 @@ class TtrpcServer:
     def __init__(self, router: Router, guard: Guard | None = None) -> None:
         self._router = router
         self._guard = guard
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.AbstractServer] = []
         self._connections: set[aio.ServerConnection] = set()
 
     async def serve(self, sock: socket.socket) -> None:
         """Accept on a listening unix socket, from now until ``stop``; returns at once."""
-        loop = asyncio.get_running_loop()
-        server = await loop.create_unix_server(self._accept, sock=sock, backlog=_BACKLOG)
-        self._listeners.append(server)
+        self._listeners.append(await listening.serve(self._accept, sock))
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, give running calls ``grace`` seconds, then close all connections."""

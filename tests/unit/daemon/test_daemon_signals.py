@@ -13,6 +13,8 @@ import pytest
 import uvloop
 
 from cradled.daemon.config import Config
+from cradled.daemon.config_check import Problem
+from cradled.daemon.listeners import Sockets
 from cradled.daemon.serve import Signals, Start
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -45,7 +47,7 @@ def test_stacks_are_told_though_the_loop_is_held(
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        start = Start(Config(), [], never, NO_SOCKETS, 0.0, 0.0)  # type: ignore[arg-type]
+        start = Start(Config(), [], never, Sockets(), (-1, -1), 0.0, 0.0)
         signals = Signals(loop, start)
         hold()
         assert "hold" in path.read_text()
@@ -65,8 +67,5 @@ def test_stacks_are_told_though_the_loop_is_held(
         runner.run(main())
 
 
-def never() -> tuple[Config, list[object]]:
+def never() -> tuple[Config, list[Problem]]:
     raise AssertionError
-
-
-NO_SOCKETS = (None, None)

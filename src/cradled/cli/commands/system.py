@@ -96,9 +96,30 @@ def daemon(app: App, flags: Sequence[str]) -> None:
     """Run a daemon in the foreground: `cradled` with FLAGS.
 
     Without any it is the one that other commands start when they need it.
+
+    `daemon upgrade` has the running daemon replaced by the program as it is installed now.
+    Containers, sockets and what waits in them go over to it; if it does not start, the old one goes
+    on.
     """
+    if list(flags) == ["upgrade"]:
+        _upgrade(app)
+        return
     chosen = list(flags) or ondemand.flags(ondemand.home())
     os.execv(sys.executable, [sys.executable, "-I", "-m", "cradled.daemon", *chosen])
+
+
+def _upgrade(app: App) -> None:
+    async def main(client: Client) -> None:
+        done = await client.upgrade()
+        if app.json:
+            told = {"old": done.old_version, "new": done.new_version, "pid": done.pid}
+            output.print_json({**told, "pause_ms": round(done.pause * 1000, 1)})
+            return
+        print(f"upgraded\t{done.old_version} to {done.new_version}")
+        print(f"process\t{done.pid}")
+        print(f"pause\t{done.pause * 1000:.0f} ms")
+
+    app.run(main)
 
 
 COMMANDS = {"events": events, "version": version, "daemon": daemon}
