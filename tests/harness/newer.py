@@ -19,7 +19,16 @@ from pathlib import Path
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "newer"
 SUITE, RELEASE = "trixie", 13
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-PACKAGES = ("containerd", "runc", "crun", "runsc", "docker.io", "docker-cli", "tini")
+PACKAGES = (
+    "containerd",
+    "runc",
+    "crun",
+    "runsc",
+    "docker.io",
+    "docker-cli",
+    "tini",
+    "soci-snapshotter",
+)
 LIBRARIES = ("libc6", "libseccomp2", "libcap2", "libsystemd0", "libyajl2")
 # Those that do not start with the libraries of the release before.
 RELINKED = ("usr/sbin/runc", "usr/bin/crun")
