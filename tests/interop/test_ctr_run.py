@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness.daemon import Daemon, rows, wait_until
-from harness.pairings import PAIRINGS
+from harness.pairings import PAIRINGS, RUNC
 
 IMAGE = "docker.io/library/busybox:test"
 
@@ -130,6 +130,15 @@ def test_a_missing_program_is_told(daemon: Daemon) -> None:
     done = daemon.try_ctr("run", "--rm", IMAGE, "c1", "no-such-program")
     assert done.returncode != 0
     assert re.search("executable file .*not found", done.stderr)
+    assert daemon.ctr("tasks", "ls", "-q") == ""
+
+
+def test_a_missing_runtime_is_told(daemon: Daemon) -> None:
+    if daemon.runtime != RUNC:
+        pytest.skip("ctr has no options for it")
+    done = daemon.try_ctr("run", "--rm", "--runc-binary", "no-runc", IMAGE, "c1", "true")
+    assert done.returncode != 0
+    assert '"no-runc"' in done.stderr
     assert daemon.ctr("tasks", "ls", "-q") == ""
 
 
