@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.shims import SOURCE, Channel, Shim, eventually, has_ended, options, running
+from harness.shims import (
+    PATIENCE,
+    SOURCE,
+    Channel,
+    Shim,
+    eventually,
+    finish,
+    has_ended,
+    options,
+    running,
+)
 
 from cradled.api import runc_options_pb2, task_v3_pb2, types_pb2, wellknown_pb2
 
@@ -73,6 +85,64 @@ def test_a_group_shares_a_shim(shim: Shim, annotation: str) -> None:
     finally:
         shim.channel.close()
         shim.channel = Channel(shim.path)
+
+
+def test_all_of_a_namespace_share_a_shim(shim: Shim, tmp_path: Path) -> None:
+    """Its first container, in whose bundle it works and logs, is not to be its last."""
+    shim.env["CRADLED_GROUPING"] = "namespace"
+    first = shim.bundle("a", annotations={"io.containerd.runc.v2.group": "pod"})
+    os.mkfifo(first / "log", 0o700)
+    address = shim.start_program(first)
+    second = shim.bundle("b", "/bin/sleep", "1000")
+    assert shim.start_program(second) == address
+    shim.channel.close()
+    outer, shim.channel = shim.pid, Channel(address.removeprefix("unix://"))
+    shim.pid = shim.connect().shim_pid
+    assert shim.pid != outer
+    assert shim.run("a", "/bin/true") == 0
+    shutil.rmtree(first)
+    os.mkfifo(second / "log", 0o700)
+    log = os.open(second / "log", os.O_RDONLY | os.O_NONBLOCK)
+    shim.create("b", "/bin/sleep", "1000")
+    os.kill(shim.pid, signal.SIGUSR1)
+    assert select.select([log], [], [], PATIENCE)[0]
+    os.close(log)
+    shim.call("Start", id="b")
+    assert shim.exec("b", "e", "/bin/true")
+    assert shim.wait("b", "e") == 0
+    shim.call("Kill", id="b", signal=9)
+    finish(shim, "b")
+    shim.shut_down()
+    shim.channel.close()
+    shim.channel, shim.pid = Channel(shim.path), outer
+
+
+def test_who_comes_as_another_goes_finds_the_shim(shim: Shim) -> None:
+    """A daemon that starts a container in the place of the last has connected already."""
+    outer = shim.channel
+    coming, going = Channel(shim.path), Channel(shim.path)
+    outer.close()
+    going.call("Shutdown", task_v3_pb2.ShutdownRequest(), wellknown_pb2.Empty)
+    shim.channel = coming
+    shim.create("c", "/bin/sleep", "1000")
+    going.close()
+    shim.call("Start", id="c")
+    shim.call("Kill", id="c", signal=9)
+    finish(shim, "c")
+    pid = shim.pid
+    shim.call("Shutdown", id="c")
+    eventually(lambda: has_ended(pid))
+    _start_again(shim)
+
+
+def test_a_shim_goes_with_the_last_who_has_come(shim: Shim) -> None:
+    coming = Channel(shim.path)
+    assert _connect(coming) == shim.pid
+    shim.call("Shutdown", id="")
+    assert os.path.exists(shim.path)
+    coming.close()
+    eventually(lambda: has_ended(shim.pid))
+    _start_again(shim)
 
 
 def test_a_stale_socket_is_replaced(shim: Shim) -> None:
@@ -193,7 +263,7 @@ print(*sorted(set(sys.modules) - bare))
     own = {name for name in loaded if name.startswith("cradled")}
     assert loaded - own <= STANDARD
     rooms = {".".join(name.split(".")[:2]) for name in own}
-    own_rooms = {"errors", "linux", "outputs", "shim", "ttrpc"}
+    own_rooms = {"errors", "failpoints", "linux", "outputs", "shim", "ttrpc"}
     assert rooms == {"cradled", *(f"cradled.{room}" for room in own_rooms)}
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 SOCKET_DIR = "/run/containerd/s"
 _ACTIONS = ("start", "delete")
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+GROUPING = "CRADLED_GROUPING"
+"""The variable that says ``namespace`` where one shim is to serve all containers of each."""
+WHOLE_NAMESPACE = ".namespace"
+"""The group of all; no container has such an id."""
 
 _SWITCHES = ("debug", "v", "version", "info")
 _VALUES = ("namespace", "address", "publish-binary", "id", "bundle", "socket", "debug-socket")
@@ -86,6 +90,7 @@ class Start:
             or f"{self.grpc_address}.ttrpc"
         )
         self.socket_dir = params.socket_dir or SOCKET_DIR
+        self.is_for_all = environment.get(GROUPING) == "namespace"
         self.options = m.Options()
         for extension in params.extensions:
             value = extension.value
@@ -94,6 +99,8 @@ class Start:
 
     def group(self, annotations: Mapping[str, str]) -> str:
         """The id of the containers that share a shim with this one."""
+        if self.is_for_all:
+            return WHOLE_NAMESPACE
         for name in GROUP_ANNOTATIONS:
             if annotations.get(name):
                 return annotations[name]

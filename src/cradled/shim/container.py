@@ -13,7 +13,7 @@ import os
 
 from cradled import failpoints
 from cradled.errors import AlreadyExists, Error, FailedPrecondition, NotFound
-from cradled.linux import cgroup, direct, fs, leftovers, pty
+from cradled.linux import cgroup, direct, fs, leftovers, plain_json, pty
 from cradled.linux.coroutines import Future, Lock
 from cradled.linux.oom_watch import OomWatch
 from cradled.linux.signals import SIGKILL
@@ -159,8 +159,7 @@ class Container:
             try:
                 await self._start()
                 failpoints.hit("shim.start.started")
-                init.state.done("start")
-                self._tell("start", m.TaskStart, pid=init.pid)
+                self._started()
             finally:
                 init.starting.set()
         failpoints.hit("shim.start.told")
@@ -236,6 +235,7 @@ class Container:
             process.state.done("delete")
             process.exited.set()
             self.execs.pop(exec_id, None)
+            bundle.forget_pid(self._pid_file(exec_id))
         return process
 
     # What is done to processes
@@ -346,12 +346,30 @@ class Container:
         if not checkpoint:
             loop, ended = self._shim.loop, self.init.ended
             if not (self._direct and await self._direct.start(loop, ended)):
-                await self._runc.run("OCI runtime start failed", "start", self.id)
+                try:
+                    await self._runc.run("OCI runtime start failed", "start", self.id)
+                except Error:
+                    if await self._runs():
+                        self._started()
+                    raise
             return
         image = (checkpoint, self._criu_work())
         words = runc.restore_words(self._options, image, self.bundle, pid_file, self.id)
         await self._launch(self.init, "OCI runtime restore failed", words)
         self._attend()
+
+    def _started(self) -> None:
+        self.init.state.done("start")
+        self._tell("start", m.TaskStart, pid=self.init.pid)
+
+    async def _runs(self) -> bool:
+        """Whether a runtime that failed to start it, maybe killed, had come so far."""
+        try:
+            state = await self._runc.output("OCI runtime state failed", "state", self.id)
+        except Error:
+            return False
+        status = plain_json.parse(state.decode(errors="replace")).get("status")
+        return bool(status == "running")
 
     async def _start_exec(self, process: Process) -> None:
         spec, given = f"{self.bundle}/{process.id}.process", process.request

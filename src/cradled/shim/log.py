@@ -5,6 +5,24 @@ from __future__ import annotations
 import os
 import sys
 
+from cradled.linux import fifo
+
+
+def to_daemon(bundle: str) -> None:
+    """Have the daemon, which reads the bundle's ``log`` FIFO, get the lines, if there is one."""
+    try:
+        fd = fifo.open_both(f"{bundle}/log")
+    except OSError:
+        return
+    os.dup2(fd, 2, inheritable=False)
+    os.close(fd)
+
+
+def stay(bundle: str) -> None:
+    """Turn to this bundle's FIFO when the one in use has been removed with its bundle."""
+    if not os.fstat(2).st_nlink:
+        to_daemon(bundle)
+
 
 def line(text: str) -> None:
     """Write a line."""

@@ -48,7 +48,7 @@ class Server:
     """Serves ``service`` on a listening socket.
 
     ``methods`` maps the names it has, and the rpcs of each, to a handler's name and the class of
-    its request; ``visited`` is called when a client has come, ``deserted`` when the last has gone.
+    its request; ``visited`` is called when a client has come, ``left`` when one has gone.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Server:
         methods: Methods,
         service: Any,
         visited: Callable[[], None],
-        deserted: Callable[[], None],
+        left: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._methods = methods
         self._service = service
         self._visited = visited
-        self._deserted = deserted
+        self._left = left
         self.clients = 0
 
     async def serve(self) -> None:
@@ -73,22 +73,26 @@ class Server:
         self._listener.setblocking(False)
         while True:
             await self._loop.readable(self._listener.fileno())
+            self.admit()
+
+    def admit(self) -> None:
+        """Accept who has come until now."""
+        while True:
             try:
                 fd = unix.accept(self._listener)
             except OSError:
-                continue
+                return
             if unix.peer(fd)[1:] == (os.geteuid(), os.getegid()):
+                self.clients += 1
+                self._visited()
                 self._loop.spawn(self._attend(fd))
             else:
                 os.close(fd)
 
     async def _attend(self, fd: int) -> None:
-        self.clients += 1
-        self._visited()
         await _Client(self._loop, fd, self).serve()
         self.clients -= 1
-        if not self.clients:
-            self._deserted()
+        self._left()
 
     async def answer(self, request: RequestReceived) -> tuple[int, str, bytes]:
         """(code, message, payload) for a call."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
+from cradled.shim import log
+from cradled.linux.coroutines import Future
 from cradled.shim import messages as m
 from cradled.shim.container import Container, Supervisor
 from cradled.ttrpc.codec import decode
@@ -45,13 +47,13 @@ METHODS = {name: _METHODS for name in NAMES}
 
 
 class TaskService:
-    """Handlers by rpc name; ``shut_down`` is called when a client may have us exit."""
+    """Handlers by rpc name; ``dismiss`` is called when a client would have us exit."""
 
-    def __init__(self, shim: Supervisor, shut_down: Callable[[], None]) -> None:
+    def __init__(self, shim: Supervisor, dismiss: Callable[[], None]) -> None:
         self._shim = shim
-        self._shut_down = shut_down
+        self._dismiss = dismiss
         self._containers: dict[str, Container] = {}
-        self._creating: set[str] = set()
+        self._creating: dict[str, Future] = {}
 
     @property
     def idle(self) -> bool:
@@ -62,12 +64,14 @@ class TaskService:
         if request.id in self._containers or request.id in self._creating:
             raise AlreadyExists(f"container {request.id}")
         container = Container(self._shim, request, _options(request.options))
-        self._creating.add(request.id)
+        log.stay(request.bundle)
+        made = self._creating[request.id] = Future()
         try:
             pid = await container.create()
+            self._containers[request.id] = container
         finally:
-            self._creating.remove(request.id)
-        self._containers[request.id] = container
+            del self._creating[request.id]
+            made.set()
         return m.CreateTaskResponse(pid=pid)
 
     async def start(self, request: m.StartRequest) -> Message:
@@ -77,6 +81,9 @@ class TaskService:
         return m.StartResponse(pid=await container.start())
 
     async def delete(self, request: m.DeleteRequest) -> Message:
+        creating = self._creating.get(request.id)
+        if creating is not None:  # a client that will not wait for it has it taken back
+            await creating
         container = self._container(request.id)
         if request.exec_id:
             process = await container.delete_exec(request.exec_id)
@@ -146,7 +153,7 @@ class TaskService:
 
     async def shutdown(self, request: m.ShutdownRequest) -> None:
         if self.idle:
-            self._shut_down()
+            self._dismiss()
 
     def _container(self, id: str) -> Container:
         container = self._containers.get(id)

@@ -6,7 +6,7 @@ import faulthandler
 import os
 
 from cradled import failpoints
-from cradled.linux import fifo, libc, signals
+from cradled.linux import libc, signals
 from cradled.linux.coroutines import Loop
 from cradled.shim import log, service
 from cradled.shim.container import Supervisor
@@ -43,7 +43,7 @@ def run(
     ``bundle`` is that of the first container. With an empty ``ttrpc_address`` nobody wants events.
     ``began`` is called once all is set up. A runtime's command gets ``limit`` seconds.
     """
-    _log_to_daemon(bundle)
+    log.to_daemon(bundle)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in signals.IGNORED_BY_PYTHON:
         signals.ignore(number)
@@ -59,19 +59,30 @@ def run(
     reaper = Reaper(loop, shut_down)
     reaper.start()
     shim = Supervisor(loop, reaper, publisher, namespace, limit)
-    tasks = service.TaskService(shim, shut_down)
+    dismissed = False
+
+    def dismiss() -> None:
+        nonlocal dismissed
+        dismissed = True
+        server.admit()
+        left()
 
     async def retire() -> None:
         await loop.sleep(_PATIENCE)
         if tasks.idle and not server.clients:
             shut_down()
 
-    def deserted() -> None:
-        loop.spawn(retire())
+    def left() -> None:
+        # Who has come beside the one that sends us away is about to bring a container.
+        if dismissed and tasks.idle and server.clients <= 1:
+            shut_down()
+        elif not server.clients:
+            loop.spawn(retire())
 
-    server = Server(loop, listener, service.METHODS, tasks, publisher.hurry, deserted)
+    tasks = service.TaskService(shim, dismiss)
+    server = Server(loop, listener, service.METHODS, tasks, publisher.hurry, left)
     loop.spawn(server.serve())
-    deserted()
+    left()
     if began is not None:
         began(loop)
     failpoints.hit("shim.serving")
@@ -84,16 +95,6 @@ def run(
 async def _finish(loop: Loop, publisher: Publisher) -> None:
     await publisher.flush(_FLUSH)
     loop.stop()
-
-
-def _log_to_daemon(bundle: str) -> None:
-    """The daemon reads the bundle's ``log`` FIFO; stderr goes there if there is one."""
-    try:
-        fd = fifo.open_both(f"{bundle}/log")
-    except OSError:
-        return
-    os.dup2(fd, 2, inheritable=False)
-    os.close(fd)
 
 
 def _remove(names: list[Any]) -> None:
