@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 UNKNOWN = 2
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
 LIMIT = 5.0
-COMMANDS = "create start exec kill pause resume update delete ps"
+COMMANDS = "create start state exec kill pause resume update delete ps"
 
 SCRIPT = """#!/bin/sh
 for word; do
@@ -363,6 +363,7 @@ def test_a_runtime_that_dies_when_the_work_is_done(shim: Shim, odd: Runtime, com
     reason = dies_late(odd, command)
     text = refusal(shim, method, id=command, **FIELDS.get(command, {}))
     assert text.startswith(f"{failure}: {reason}")
+    assert shim.state(command).status == (STOPPED if command == "delete" else RUNNING)
     odd.repair()
     end(shim, command, pid)
     assert_gone(shim, command, before)

@@ -29,6 +29,14 @@ _scan = make_scanner(_Plain)  # type: ignore[arg-type]
 def load(path: str) -> dict[str, Any]:
     """A JSON object in a file; an empty one where there is none that can be read."""
     try:
-        return dict(_scan(cgroup.read(path), 0)[0])
-    except (OSError, ValueError, TypeError, StopIteration, RecursionError):
+        return parse(cgroup.read(path))
+    except (OSError, ValueError):
+        return {}
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The JSON object that a text begins with; an empty one where there is none."""
+    try:
+        return dict(_scan(text, 0)[0])
+    except (ValueError, TypeError, StopIteration, RecursionError):
         return {}
