@@ -75,7 +75,7 @@ async def unpacked(
         extra_references=(ExtraReference("x", True, True),),
         unpacks=(Unpack(f"linux/{HOST.architecture}", "overlayfs"),),
     )
-    unpacker = Unpacker(applier, rebasing=("overlayfs",) if together else ())
+    unpacker = Unpacker(applier, apart=applier, rebasing=("overlayfs",) if together else ())
     async with stores_in(root) as stores:
         await Transfers(unpacker).import_archive(
             stores, pieces(archive.read_bytes()), destination, lambda _: None

@@ -213,7 +213,7 @@ async def _zygote(context: InitContext) -> Any:
 
 async def _shims(context: InitContext) -> Any:
     from cradled.runtime.bootstrap import Daemon
-    from cradled.runtime.launcher import Launchers
+    from cradled.runtime.launcher import WHOLE_NAMESPACE, Launchers
     from cradled.runtime.timeouts import Timeouts
 
     config: sections.ShimManager = context.config
@@ -240,6 +240,7 @@ async def _shims(context: InitContext) -> Any:
         runc_root=f"{context.state_base}/runc",
         default_binary=config.binary_name,
         shims=config.shims,
+        group=WHOLE_NAMESPACE if config.grouping else "",
     )
 
 
@@ -341,7 +342,10 @@ async def _transfers(context: InitContext) -> Late:
         from cradled.transfer.unpack import Unpacker
 
         width = config.max_concurrent_unpacks or os.cpu_count() or 1
-        return Transfers(Unpacker(context.get(*_WALKING), rebasing=rebasing, width=width))
+        differs = context.get(*_DIFFERS)
+        walking = context.get(*_WALKING)
+        apart = walking if differs.first is walking else None
+        return Transfers(Unpacker(differs, apart=apart, rebasing=rebasing, width=width))
 
     return Late(make)
 

@@ -26,6 +26,11 @@ class OrderedDiffers:
         self._differs = differs
         self._sync_fs = sync_fs
 
+    @property
+    def first(self) -> Differ | None:
+        """The one that is asked first."""
+        return self._differs[0] if self._differs else None
+
     def bind(self, scope: Scope, /) -> OrderedDiffers:
         """The same on behalf of a namespace."""
         differs = [bound(differ, scope) for differ in self._differs]

@@ -38,7 +38,7 @@ class EarlyLayers:
     def __init__(
         self, applier: ApartApplier, content: ContentStore, snapshots: Snapshotter, width: int
     ) -> None:
-        self._applier = applier
+        self.applier = applier
         self._content = content
         self._snapshots = snapshots
         self._room = asyncio.Semaphore(width)
@@ -99,7 +99,7 @@ class EarlyLayers:
         reader = await self._content.open(layer.digest)
         try:
             with span("unpack.apply", size=layer.size):
-                apart = await self._applier.apply_apart(layer, reader, directory(mounts))
+                apart = await self.applier.apply_apart(layer, reader, directory(mounts))
         finally:
             reader.close()
         return Unpacked(key, mounts, apart)

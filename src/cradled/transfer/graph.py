@@ -12,6 +12,7 @@ from typing import Protocol
 from cradled import digest as digests
 from cradled.core.content import ContentInfo, ContentStore, Writer
 from cradled.core.images import ImageStore
+from cradled.core.scope import Scope
 from cradled.core.snapshots import Snapshotter
 from cradled.core.values import Descriptor, Labels
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
@@ -44,6 +45,9 @@ _LONGEST_WAIT = 2.0
 
 class Stores(Protocol):
     """What a namespace has, bound to the lease that keeps what is made."""
+
+    @property
+    def scope(self) -> Scope: ...
 
     @property
     def content(self) -> ContentStore: ...

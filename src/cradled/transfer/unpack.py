@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from cradled import digest as digests
 from cradled.core.content import ContentStore
-from cradled.core.diff import ApartApplier
+from cradled.core.diff import ApartApplier, Applier
 from cradled.core.mount import Mount
+from cradled.core.scope import bound
 from cradled.core.snapshots import Snapshotter
 from cradled.core.transfer import Progress, Tell
 from cradled.core.values import Descriptor
@@ -55,21 +56,28 @@ class Layer:
 
 
 class Unpacker:
-    """``rebasing`` are the snapshotters that can rebase; ``width`` layers are applied at once."""
+    """``apart`` can apply layers in any order, for the snapshotters ``rebasing``, ``width`` at
+    once; ``applier`` can where there is none, or where that is not enough."""
 
     def __init__(
-        self, applier: ApartApplier, *, rebasing: Collection[str] = (), width: int = 2
+        self,
+        applier: Applier,
+        *,
+        apart: ApartApplier | None = None,
+        rebasing: Collection[str] = (),
+        width: int = 2,
     ) -> None:
         self._applier = applier
+        self._apart = apart
         self._rebasing = rebasing
         self._width = width
 
     def early(self, stores: Stores, snapshotter: str) -> EarlyLayers | None:
         """What can unpack layers before their image is known; None where the snapshotter can't."""
-        if snapshotter not in self._rebasing:
+        if self._apart is None or snapshotter not in self._rebasing:
             return None
         snapshots = stores.snapshots(snapshotter)
-        return EarlyLayers(self._applier, stores.content, snapshots, self._width)
+        return EarlyLayers(self._apart, stores.content, snapshots, self._width)
 
     @traced("unpack")
     async def unpack(
@@ -86,7 +94,7 @@ class Unpacker:
         """
         config, layers = await _plan(stores.content, manifest)
         snapshots = stores.snapshots(snapshotter)
-        job = _Job(self._applier, stores.content, snapshots, tell)
+        job = _Job(bound(self._applier, stores.scope), stores.content, snapshots, tell)
         missing = await job.missing(layers)
         if early is not None:
             await job.apply_together(missing, early)
@@ -123,7 +131,7 @@ async def _plan(content: ContentStore, described: Descriptor) -> tuple[Descripto
 class _Job:
     def __init__(
         self,
-        applier: ApartApplier,
+        applier: Applier,
         content: ContentStore,
         snapshots: Snapshotter,
         tell: Tell,
@@ -161,17 +169,17 @@ class _Job:
             early.begin(layer.blob)
         for layer in layers:
             unpacked = await early.take(layer.blob.digest)
-            if unpacked is None or not await self._settle(layer, unpacked):
+            if unpacked is None or not await self._settle(layer, unpacked, early):
                 await self.apply_on_parent(layer)
 
-    async def _settle(self, layer: Layer, unpacked: Unpacked) -> bool:
+    async def _settle(self, layer: Layer, unpacked: Unpacked, early: EarlyLayers) -> bool:
         """Commit a layer that was applied apart; false when it has to be applied again."""
         layer.check(unpacked.apart.applied)
         if layer.parent:
             lowers = await self._lowers(layer.parent) if unpacked.apart.implied else []
             upper = directory(unpacked.mounts)
             with span("unpack.settle", layer=layer.blob.digest):
-                if not await self._applier.settle(unpacked.apart, upper, lowers):
+                if not await early.applier.settle(unpacked.apart, upper, lowers):
                     return False
         elif unpacked.apart.needs_lowers:
             return False

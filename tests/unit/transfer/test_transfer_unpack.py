@@ -40,12 +40,12 @@ def applier() -> ExtractingApplier:
 @pytest.fixture(params=["together", "one by one"])
 def transfers(request: pytest.FixtureRequest, applier: ExtractingApplier) -> Transfers:
     rebasing = ("overlayfs",) if request.param == "together" else ()
-    return Transfers(Unpacker(applier, rebasing=rebasing, width=2))
+    return Transfers(Unpacker(applier, apart=applier, rebasing=rebasing, width=2))
 
 
 @pytest.fixture
 def together(applier: ExtractingApplier) -> Transfers:
-    return Transfers(Unpacker(applier, rebasing=("overlayfs",)))
+    return Transfers(Unpacker(applier, apart=applier, rebasing=("overlayfs",)))
 
 
 async def import_(
