@@ -84,3 +84,26 @@ PAIRINGS = {
     "newer-go-shim": Pairing(path=newer.path, runtime=GO_SHIM),
     "under-newer-containerd": Pairing(kind="containerd", path=newer.path, runtime=OWN_SHIM),
 }
+
+
+class OciRuntime(NamedTuple):
+    """What makes containers below a shim of ours; the shim is started by ``wrapper``."""
+
+    program: str
+    path: Callable[[], str] = lambda: os.environ["PATH"]
+    wrapper: Sequence[str] = ()
+
+    def find(self) -> str:
+        """Where it is. Raises Missing."""
+        try:
+            return _find(self.program, self.path())
+        except newer.Unavailable as error:
+            raise Missing(str(error)) from error
+
+
+RUNTIMES = {
+    "runc": OciRuntime("runc"),
+    "crun": OciRuntime("crun", wrapper=_FOR_CRUN),
+    "newer-runc": OciRuntime("runc", newer.path),
+    "newer-crun": OciRuntime("crun", newer.path, _FOR_CRUN),
+}

@@ -43,6 +43,7 @@ _DYING = 1.0  # seconds that a killed runtime gets; one that its disk holds up t
 _LOGGED = 1 << 16  # bytes of the end of its log that are looked through
 _LAST_PID = 1 << 22  # the most that a kernel can be told to have
 
+_GONE = ("does not exist", "cannot open directory")  # as runc and crun say it
 _PLAIN = ("runc", "crun", "youki")
 _NOTHING: tuple[int | None, int | None, int | None] = (None, None, None)
 # What speaks to this process alone.
@@ -127,7 +128,7 @@ class Runc:
         try:
             await self.run("failed to delete task", "delete", id)
         except Error as error:
-            if "does not exist" not in error.what:
+            if not any(words in error.what for words in _GONE):
                 raise
 
     async def _run(
