@@ -1,6 +1,7 @@
 """Async. The daemon's hold on its zygote: start it when needed, have it fork.
 
-The zygote is spawned, never forked, and found dead by its pidfd; the next fork starts another.
+The zygote is spawned, never forked, and found dead by its pidfd; the next fork starts another. One
+that does not answer for ``PATIENCE`` seconds is killed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from cradled.zygote import protocol
 PRELOAD = ("cradled.shim.serve",)
 """What is forked often; other children import their modules themselves, after the fork."""
 
+PATIENCE = 30.0
+
 MAX_FDS = protocol.MAX_FDS - 1
 """One is for the reply."""
 
@@ -31,7 +34,7 @@ _BOOT = (
 
 
 class ZygoteLost(ConnectionError):
-    """No zygote lived long enough to fork; there is no child."""
+    """No zygote lived long enough to fork, or answered; there is no child."""
 
 
 class Zygote:
@@ -110,7 +113,7 @@ class Zygote:
         try:
             return await self._ask(data, fds)
         except _NotForked as error:
-            raise ZygoteLost("the zygote does not live") from error
+            raise ZygoteLost("the zygote does not live, or does not answer") from error
 
     async def _ask(self, data: bytes, fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
         self.start()
@@ -121,8 +124,12 @@ class Zygote:
             with theirs, suppress(ConnectionError):
                 # One at a time: never blocks.
                 protocol.send(process.control, data, [theirs.fileno(), *fds])
-            await _readable(ours.fileno())
-            reply, received = protocol.receive(ours)
+            try:
+                await asyncio.wait_for(_readable(ours.fileno()), PATIENCE)
+                reply, received = protocol.receive(ours)
+            except TimeoutError:
+                process.kill()
+                reply, received = b"", []
         if reply:
             return protocol.decode(reply), received
         process.close()
@@ -131,7 +138,7 @@ class Zygote:
 
 
 class _NotForked(Exception):
-    """The zygote, or its child, died before the child was anything."""
+    """The zygote, or its child, died before the child was anything, or never answered."""
 
 
 class _Process:
@@ -154,6 +161,11 @@ class _Process:
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         os.close(self._pidfd)
         self.died.set()
+
+    def kill(self) -> None:
+        """End it whatever it does; a child that it is making is never anybody's."""
+        if not self.died.is_set():
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """Closing the control socket ends it."""
