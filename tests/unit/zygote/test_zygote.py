@@ -17,6 +17,7 @@ import pytest
 
 from cradled.linux import limits
 from cradled.zygote import protocol
+from cradled.zygote import client
 from cradled.zygote.client import MAX_FDS, Zygote, ZygoteLost
 
 # The C library keeps signals 32 and 33 to itself: nobody can reset them.
@@ -200,6 +201,17 @@ async def test_a_dead_zygote_is_replaced(zygote: Zygote) -> None:
     os.kill(first, signal.SIGKILL)
     facts = await run(zygote, "report", {})
     assert facts["ppid"] == zygote.pid != first
+
+
+async def test_a_zygote_that_does_not_answer_is_replaced(
+    zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(zygote, "report", {})
+    first = zygote.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    monkeypatch.setattr(client, "PATIENCE", 2.0)  # the next one has to start in this time
+    assert (await run(zygote, "report", {}))["ppid"] == zygote.pid != first
 
 
 async def test_a_zygote_that_dies_before_it_reads_is_replaced(zygote: Zygote) -> None:
