@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from cradled.linux import limits
-from cradled.zygote import protocol
-from cradled.zygote import client
+from cradled.zygote import client, protocol
 from cradled.zygote.client import MAX_FDS, Zygote, ZygoteLost
 
 # The C library keeps signals 32 and 33 to itself: nobody can reset them.
