@@ -67,10 +67,10 @@ class Server:
         self._visited = visited
         self._left = left
         self.clients = 0
+        listener.setblocking(False)
 
     async def serve(self) -> None:
         """Accept for ever."""
-        self._listener.setblocking(False)
         while True:
             await self._loop.readable(self._listener.fileno())
             self.admit()
