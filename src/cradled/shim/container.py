@@ -20,7 +20,7 @@ from cradled.linux.signals import SIGKILL
 from cradled.shim import bundle, log, runc
 from cradled.shim import messages as m
 from cradled.shim.cgroup import metrics
-from cradled.shim.process import PAUSED, PAUSING, RUNNING, STOPPED, State
+from cradled.shim.process import CREATED, PAUSED, PAUSING, RUNNING, STOPPED, State
 from cradled.shim.publisher import timestamp
 from cradled.shim.stdio import Streams
 from cradled.ttrpc.codec import encode
@@ -254,7 +254,12 @@ class Container:
         if process.ended.done and not of_all:
             raise NotFound("process already finished")
         if of_all or not (exec_id or self._runc.plain):
-            await self._runc.kill(self.id, signal, all=all)
+            try:
+                await self._runc.kill(self.id, signal, all=all)
+            except Error:
+                if signal != SIGKILL or process.state.now != CREATED:
+                    raise
+                os.kill(process.pid, SIGKILL)  # a sandbox, where nothing can be signalled yet
             return
         failpoints.hit("shim.kill.asked")
         try:
