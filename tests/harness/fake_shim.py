@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cradled.api import shim_sandbox_pb2 as sandbox_pb
 from cradled.api import task_v2_pb2, wellknown_pb2
 from cradled.api import task_v3_pb2 as pb
+from cradled.api.types_pb2 import Metric, Platform
 from cradled.convert.values import timestamp
 from cradled.core.tasks import Exit
 from cradled.core.values import AnyValue
@@ -51,9 +53,12 @@ class FakeShim:
         self.checkpoints: list[str] = []
         self.script: dict[str, Callable[[], Any]] = {}
         self.processes: dict[tuple[str, str], _Process] = {}
+        self.gone = asyncio.Event()
         self._next_pid = 1000
         router = Router()
         router.add(pb.Task if version >= 3 else task_v2_pb2.Task, self)
+        self.pod = FakeSandbox(self)
+        router.add(sandbox_pb.Sandbox, self.pod)
         self._server = GrpcServer(router) if protocol == "grpc" else TtrpcServer(router)
 
     async def serve(self) -> None:
@@ -68,6 +73,7 @@ class FakeShim:
     async def die(self) -> None:
         """Be gone, as if killed."""
         await self.stop()
+        self.gone.set()
         if os.path.exists(self.path):
             os.unlink(self.path)
 
@@ -82,13 +88,13 @@ class FakeShim:
     # The Task service
 
     async def create(self, call: Call, request: Any) -> Any:
-        await self._enter("create", call)
+        await self.enter("create", call)
         if (request.id, "") in self.processes:
             raise AlreadyExists(f"container {request.id}")
         return pb.CreateTaskResponse(pid=self._add(request.id, "", request))
 
     async def start(self, call: Call, request: Any) -> Any:
-        await self._enter("start", call)
+        await self.enter("start", call)
         process = self._find(request)
         if process.status != CREATED:
             raise Error("cannot start a running process")
@@ -96,7 +102,7 @@ class FakeShim:
         return pb.StartResponse(pid=process.pid)
 
     async def delete(self, call: Call, request: Any) -> Any:
-        await self._enter("delete", call)
+        await self.enter("delete", call)
         process = self._find(request)
         if process.status == RUNNING:
             raise Error("cannot delete a running process")
@@ -108,38 +114,38 @@ class FakeShim:
         )
 
     async def exec(self, call: Call, request: Any) -> Any:
-        await self._enter("exec", call)
+        await self.enter("exec", call)
         if (request.id, request.exec_id) in self.processes:
             raise AlreadyExists(f"id {request.exec_id}")
         self._add(request.id, request.exec_id, request)
         return wellknown_pb2.Empty()
 
     async def wait(self, call: Call, request: Any) -> Any:
-        await self._enter("wait", call)
+        await self.enter("wait", call)
         process = self._find(request)
         await process.ended.wait()
         at = timestamp(process.exited_at)
         return pb.WaitResponse(exit_status=process.exit_status, exited_at=at)
 
     async def kill(self, call: Call, request: Any) -> Any:
-        await self._enter("kill", call)
+        await self.enter("kill", call)
         if self._find(request).status == STOPPED:
             raise NotFound("process already finished")
         self.exit(request.id, 128 + request.signal, request.exec_id)
         return wellknown_pb2.Empty()
 
     async def pause(self, call: Call, request: Any) -> Any:
-        await self._enter("pause", call)
+        await self.enter("pause", call)
         self.processes[request.id, ""].status = PAUSED
         return wellknown_pb2.Empty()
 
     async def resume(self, call: Call, request: Any) -> Any:
-        await self._enter("resume", call)
+        await self.enter("resume", call)
         self.processes[request.id, ""].status = RUNNING
         return wellknown_pb2.Empty()
 
     async def state(self, call: Call, request: Any) -> Any:
-        await self._enter("state", call)
+        await self.enter("state", call)
         process, made = self._find(request), self._find(request).request
         return pb.StateResponse(
             id=request.id,
@@ -155,29 +161,30 @@ class FakeShim:
         )
 
     async def stats(self, call: Call, request: Any) -> Any:
-        await self._enter("stats", call)
+        await self.enter("stats", call)
         self._find(request)
         return pb.StatsResponse(stats=wellknown_pb2.Any(type_url="stats", value=b"1"))
 
     async def checkpoint(self, call: Call, request: Any) -> Any:
-        await self._enter("checkpoint", call)
+        await self.enter("checkpoint", call)
         self._find(request)
         self.checkpoints.append(request.path)
         Path(request.path, "pages").write_bytes(b"pages of " + request.id.encode())
         return wellknown_pb2.Empty()
 
     async def connect(self, call: Call, request: Any) -> Any:
-        await self._enter("connect", call)
+        await self.enter("connect", call)
         process = self.processes.get((request.id, ""))
         return pb.ConnectResponse(shim_pid=1, task_pid=process.pid if process else 0)
 
     async def shutdown(self, call: Call, request: Any) -> Any:
-        await self._enter("shutdown", call)
+        await self.enter("shutdown", call)
         if not self.processes:
             asyncio.get_running_loop().create_task(self.die())
         return wellknown_pb2.Empty()
 
-    async def _enter(self, name: str, call: Call) -> None:
+    async def enter(self, name: str, call: Call) -> None:
+        """A call has come in."""
         self.calls.append(name)
         self.namespaces.add(call.scope().namespace)
         if name in self.script:
@@ -195,11 +202,81 @@ class FakeShim:
         return process
 
 
+class FakeSandbox:
+    """The Sandbox service of a shim."""
+
+    def __init__(self, shim: FakeShim) -> None:
+        self.shim = shim
+        self.request: Any = None
+        self.state = ""
+        self.ended = asyncio.Event()
+        self.end = (0, 0)
+
+    def exit(self, status: int) -> None:
+        """The sandbox ends."""
+        self.state = "SANDBOX_NOTREADY"
+        self.end = (status, time.time_ns())
+        self.ended.set()
+
+    async def create_sandbox(self, call: Call, request: Any) -> Any:
+        await self.shim.enter("create_sandbox", call)
+        self.request = request
+        return sandbox_pb.CreateSandboxResponse()
+
+    async def start_sandbox(self, call: Call, request: Any) -> Any:
+        await self._enter("start_sandbox", call, request)
+        self.state = "SANDBOX_READY"
+        spec = wellknown_pb2.Any(type_url="spec", value=b"2")
+        return sandbox_pb.StartSandboxResponse(pid=7, created_at=timestamp(8), spec=spec)
+
+    async def platform(self, call: Call, request: Any) -> Any:
+        await self._enter("platform", call, request)
+        return sandbox_pb.PlatformResponse(platform=Platform(os="linux", architecture="s390x"))
+
+    async def stop_sandbox(self, call: Call, request: Any) -> Any:
+        await self._enter("stop_sandbox", call, request)
+        self.exit(request.timeout_secs)
+        return sandbox_pb.StopSandboxResponse()
+
+    async def wait_sandbox(self, call: Call, request: Any) -> Any:
+        await self._enter("wait_sandbox", call, request)
+        await self.ended.wait()
+        status, at = self.end
+        return sandbox_pb.WaitSandboxResponse(exit_status=status, exited_at=timestamp(at))
+
+    async def sandbox_status(self, call: Call, request: Any) -> Any:
+        await self._enter("sandbox_status", call, request)
+        return sandbox_pb.SandboxStatusResponse(
+            sandbox_id=request.sandbox_id,
+            pid=7,
+            state=self.state,
+            info={"much": "told"} if request.verbose else None,
+            created_at=timestamp(8),
+        )
+
+    async def shutdown_sandbox(self, call: Call, request: Any) -> Any:
+        await self.shim.enter("shutdown_sandbox", call)
+        self.request = None
+        return sandbox_pb.ShutdownSandboxResponse()
+
+    async def sandbox_metrics(self, call: Call, request: Any) -> Any:
+        await self._enter("sandbox_metrics", call, request)
+        data = wellknown_pb2.Any(type_url="stats", value=b"1")
+        metrics = Metric(id=request.sandbox_id, timestamp=timestamp(9), data=data)
+        return sandbox_pb.SandboxMetricsResponse(metrics=metrics)
+
+    async def _enter(self, name: str, call: Call, request: Any) -> None:
+        await self.shim.enter(name, call)
+        if self.request is None or self.request.sandbox_id != request.sandbox_id:
+            raise NotFound(f"sandbox {request.sandbox_id}")
+
+
 class FakeShims:
     """A launcher; ``shims`` by container id, ``deleted`` what was cleaned up after."""
 
     path = "/fake/containerd-shim-fake-v1"
     is_tidy = True
+    group = ""
 
     def __init__(self, directory: Path, version: int = 3, protocol: str = "ttrpc") -> None:
         self.directory = directory

@@ -43,7 +43,8 @@ WORKING = """
 content.v1/content snapshotter.v1/overlayfs,native differ.v1/walking metadata.v1/bolt
 gc.v1/scheduler lease.v1/manager event.v1/exchange runtime.v2/task shim.v1/manager
 grpc.v1/containers,content,diff,events,healthcheck,images,introspection,leases,namespaces
-grpc.v1/sandboxes,snapshots,streaming,tasks,transfer,version streaming.v1/manager
+grpc.v1/sandbox-controllers,sandboxes,snapshots,streaming,tasks,transfer,version
+sandbox.controller.v1/shim streaming.v1/manager
 transfer.v1/local sandbox.store.v1/local warning.v1/deprecations server.v1/grpc,ttrpc
 """
 

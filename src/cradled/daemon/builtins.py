@@ -32,6 +32,7 @@ _EXCHANGE = (t.EVENT, "exchange")
 _GC = (t.GC, "scheduler")
 _RESTARTS = (t.CONTAINER_MONITOR, "restart")
 _JOURNAL = (t.JOURNAL, "events")
+_SANDBOXES = (t.SANDBOX_CONTROLLER, "shim")
 _SHIMS = (t.SHIM, "manager")
 _STREAMS = (t.STREAMING, "manager")
 _TASKS = (t.RUNTIME, "task")
@@ -256,8 +257,11 @@ async def _tasks(context: InitContext) -> Any:
 
         return Checkpoints(context.get(*_DIFFERS), lambda scope: db.scoped(scope).content)
 
-    async def sandbox(scope: Any, id: str) -> None:
+    async def sandbox(scope: Any, id: str) -> Any:
         await db.scoped(scope).sandboxes.get(id)
+        plugin = context.loaded.get(_SANDBOXES)
+        made = None if plugin is None or plugin.instance is None else plugin.instance.made
+        return None if made is None else made.endpoint(scope, id)
 
     shims = Shims(context.state, context.root, context.get(*_SHIMS))
     manager = TaskManager(
@@ -269,6 +273,37 @@ async def _tasks(context: InitContext) -> Any:
     context.export("log-uri-schemes", "fifo,binary,file")
     await manager.recover(context.get(*_JOURNAL).exits())
     return manager
+
+
+async def _sandboxes(context: InitContext) -> Late:
+    def make() -> Any:
+        from cradled.runtime.sandbox import ShimSandboxes
+        from cradled.runtime.shims import Shims
+
+        return ShimSandboxes(Shims(context.state, context.root, context.get(*_SHIMS)))
+
+    async def close() -> None:
+        if late.made is not None:
+            await late.made.aclose()
+
+    late = Late(make)
+    context.stack.push_async_callback(close)
+    if os.path.isdir(context.state):  # there was one, once
+        await late.get().recover()
+    return late
+
+
+async def _sandbox_controllers(context: InitContext) -> Served:
+    from cradled.api.sandbox_pb2 import Controller
+
+    def make() -> Any:
+        from cradled.services.sandboxes import SandboxControllerService
+
+        type = t.SANDBOX_CONTROLLER
+        controllers = {id: context.get(type, id) for id in context.all(type)}
+        return SandboxControllerService(context.get(*_DB), controllers, context.get(*_EXCHANGE))
+
+    return [(Controller, Late(make))]
 
 
 async def _restarts(context: InitContext) -> Any:
@@ -560,6 +595,7 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(*_WALKING, (t.METADATA, t.FORKED), init=_walking, has_platform=True),
     Registration(*_SHIMS, (t.EVENT, t.METADATA, t.FORKED), _shims, sections.ShimManager),
     Registration(*_TASKS, (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL), init=_tasks, has_platform=True),
+    Registration(*_SANDBOXES, (t.SHIM, t.EVENT), init=_sandboxes),
     Registration(*_STREAMS, (t.METADATA,), init=_streams),
     Registration(
         *_TRANSFERS,
@@ -604,6 +640,12 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService", requires=(t.MOUNT_MANAGER,)),
     _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),
     Registration(t.GRPC, "reflection", init=_reflection),
+    Registration(
+        t.GRPC,
+        "sandbox-controllers",
+        (t.POD_SANDBOX, t.SANDBOX_CONTROLLER, t.EVENT),
+        init=_sandbox_controllers,
+    ),
     _served("sandboxes", "sandbox_pb2:Store", "sandboxes:SandboxStoreService", _DB),
     _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", _DB),
     _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", _STREAMS),

@@ -38,8 +38,6 @@ _ABSENT = (
         "podsandbox",
         (t.EVENT, t.LEASE, t.SANDBOX_STORE, t.TRANSFER, t.CRI, t.SERVICE, t.WARNING),
     ),
-    Registration(t.SANDBOX_CONTROLLER, "shim", (t.SHIM, t.EVENT)),
-    Registration(t.GRPC, "sandbox-controllers", (t.POD_SANDBOX, t.SANDBOX_CONTROLLER, t.EVENT)),
     Registration(t.GRPC, "cri", (t.CRI, t.POD_SANDBOX, t.SANDBOX_CONTROLLER, t.NRI, t.EVENT)),
     Registration(t.METRICS, "grpc-otel", (t.GRPC,)),
 )

@@ -75,6 +75,13 @@ def _differ(address: str, context: InitContext) -> Any:
     return ProxyDiffer(_channel(address, context, limit=None), Scope(""))
 
 
+def _sandboxes(address: str, context: InitContext) -> Any:
+    from cradled.proxies.sandboxes import ProxySandboxController
+
+    channel = _channel(address, context, limit=None)
+    return ProxySandboxController(channel, context.plugin.registration.id)
+
+
 def _channel(address: str, context: InitContext, limit: float | None) -> Any:
     from cradled.proxies.plugin import PluginChannel
 
@@ -87,5 +94,6 @@ def _channel(address: str, context: InitContext, limit: float | None) -> Any:
 _MAKERS: dict[str, Callable[[str, InitContext], Any]] = {
     t.CONTENT: _content,
     t.DIFFER: _differ,
+    t.SANDBOX_CONTROLLER: _sandboxes,
     t.SNAPSHOTTER: _snapshotter,
 }

@@ -1,0 +1,149 @@
+"""Shim programs that nobody of ours has made: every form of answer, both protocols, and sandboxes
+in them, over a restart of the daemon."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.daemon import Daemon, wait_until
+from harness.shim_program import Kind, write
+
+from cradled.api import containers_pb2, sandbox_pb2, tasks_pb2
+from cradled.api.types_pb2 import Sandbox
+from cradled.api.wellknown_pb2 import Any as AnyMessage
+from cradled.errors import NotFound
+from cradled.rpc import grpc_client
+from cradled.rpc.stub import Stub
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+KINDS = {
+    "message": Kind(),
+    "grpc": Kind("message", "grpc"),
+    "json": Kind("json", "grpc", 3),
+    "json of version 2": Kind("json", "ttrpc", 2),
+    "text": Kind("text", "ttrpc", 2),
+    "path": Kind("text", "ttrpc", 2, "{}"),
+}
+
+SETTINGS = """
+[plugins."io.containerd.shim.v1.manager"]
+  env = ["FAKE_SHIM=yes", "FAKE_SOCKETS={0}"]
+  socket_dir = "{0}"
+"""
+
+
+@pytest.fixture(scope="module")
+def shims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    directory = tmp_path_factory.mktemp("d")
+    daemon = Daemon(directory, "cradled", settings=SETTINGS.format(directory / "s"))
+    daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.destroy()
+        shutil.rmtree(directory)
+
+
+class Asked:
+    """The services of a daemon, and a container ``c``."""
+
+    def __init__(self, channel: grpc_client.GrpcChannel, daemon: Daemon, runtime: str) -> None:
+        headers = [("containerd-namespace", daemon.namespace)]
+        self.containers = Stub(channel, containers_pb2.Containers, headers)
+        self.tasks = Stub(channel, tasks_pb2.Tasks, headers)
+        self.store = Stub(channel, sandbox_pb2.Store, headers)
+        self.pods = Stub(channel, sandbox_pb2.Controller, headers)
+        self.runtime = runtime
+
+    async def add(self, id: str, sandbox: str = "") -> None:
+        container = containers_pb2.Container(
+            id=id,
+            runtime=containers_pb2.Container.Runtime(name=self.runtime),
+            spec=AnyMessage(type_url="spec", value=b"{}"),
+            sandbox=sandbox,
+        )
+        await self.containers.create(containers_pb2.CreateContainerRequest(container=container))
+
+    async def remove(self, id: str) -> None:
+        await self.tasks.delete(tasks_pb2.DeleteTaskRequest(container_id=id))
+        await self.containers.delete(containers_pb2.DeleteContainerRequest(id=id))
+
+    async def status(self, id: str) -> int:
+        answer = await self.tasks.get(tasks_pb2.GetRequest(container_id=id))
+        return int(answer.process.status)
+
+
+@asynccontextmanager
+async def asked(daemon: Daemon, runtime: str) -> AsyncIterator[Asked]:
+    async with await grpc_client.connect(str(daemon.socket)) as channel:
+        yield Asked(channel, daemon, runtime)
+
+
+def left(daemon: Daemon) -> list[Path]:
+    found = [path for kind in ("state", "root")
+             for path in (daemon.directory / kind).glob("io.containerd.*v?.*/*/*")
+             if daemon.namespace in path.parts]  # fmt: skip
+    return [*found, *(daemon.directory / "s").glob("*")]
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_a_task_over_a_restart(shims: Daemon, tmp_path: Path, name: str) -> None:
+    runtime = write(tmp_path / "containerd-shim-fake-v1", KINDS[name])
+    async with asked(shims, runtime) as services:
+        await services.add("c")
+        created = await services.tasks.create(tasks_pb2.CreateTaskRequest(container_id="c"))
+        assert created.pid > 1000
+        await services.tasks.start(tasks_pb2.StartRequest(container_id="c"))
+    shims.kill()
+    shims.start()
+    async with asked(shims, runtime) as services:
+        assert await services.status("c") == 2
+        kill = tasks_pb2.KillRequest(container_id="c", signal=9)
+        await services.tasks.kill(kill)
+        ended = await services.tasks.wait(tasks_pb2.WaitRequest(container_id="c"))
+        assert ended.exit_status == 137
+        await services.remove("c")
+    wait_until(lambda: not left(shims), lambda: str(left(shims)))
+    assert f"shim of c: serving {KINDS[name].protocol}" in shims.log.read_text()
+
+
+@pytest.mark.parametrize("name", ["message", "grpc"])
+async def test_a_sandbox_over_a_restart(shims: Daemon, tmp_path: Path, name: str) -> None:
+    runtime = write(tmp_path / "containerd-shim-fake-v1", KINDS[name])
+    pod = Sandbox(sandbox_id="pod", runtime=Sandbox.Runtime(name=runtime), sandboxer="shim")
+    by: Any = {"sandbox_id": "pod", "sandboxer": "shim"}
+    async with asked(shims, runtime) as services:
+        await services.store.create(sandbox_pb2.StoreCreateRequest(sandbox=pod))
+        await services.pods.create(sandbox_pb2.ControllerCreateRequest(**by))
+        started = await services.pods.start(sandbox_pb2.ControllerStartRequest(**by))
+        assert started.address.startswith(f"{KINDS[name].protocol}+unix://{shims.directory}/s/")
+        await services.add("c", sandbox="pod")
+        await services.tasks.create(tasks_pb2.CreateTaskRequest(container_id="c"))
+    bundle = shims.state / "io.containerd.runtime.v2.task" / shims.namespace / "c"
+    assert (bundle / "sandbox").read_text() == "pod"
+    assert len(list((shims.directory / "s").iterdir())) == 1
+    shims.kill()
+    shims.start()
+    async with asked(shims, runtime) as services:
+        await services.tasks.start(tasks_pb2.StartRequest(container_id="c"))
+        status = await services.pods.status(sandbox_pb2.ControllerStatusRequest(**by))
+        assert (status.state, status.address) == ("SANDBOX_READY", started.address)
+        await services.tasks.kill(tasks_pb2.KillRequest(container_id="c", signal=9))
+        await services.remove("c")
+        await services.add("d", sandbox="pod")
+        given: Any = {"task_api_address": started.address, "task_api_version": 3}
+        await services.tasks.create(tasks_pb2.CreateTaskRequest(container_id="d", **given))
+        await services.remove("d")
+        await services.pods.stop(sandbox_pb2.ControllerStopRequest(**by))
+        await services.pods.shutdown(sandbox_pb2.ControllerShutdownRequest(**by))
+        with pytest.raises(NotFound):
+            await services.pods.start(sandbox_pb2.ControllerStartRequest(**by))
+        await services.store.delete(sandbox_pb2.StoreDeleteRequest(sandbox_id="pod"))
+    wait_until(lambda: not left(shims), lambda: str(left(shims)))
