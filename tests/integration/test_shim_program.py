@@ -139,6 +139,7 @@ def test_a_shim_goes_with_the_last_who_has_come(shim: Shim) -> None:
     coming = Channel(shim.path)
     assert _connect(coming) == shim.pid
     shim.call("Shutdown", id="")
+    shim.channel.close()
     assert os.path.exists(shim.path)
     coming.close()
     eventually(lambda: has_ended(shim.pid))

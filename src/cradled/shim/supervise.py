@@ -65,7 +65,9 @@ def run(
         nonlocal dismissed
         dismissed = True
         server.admit()
-        left()
+        # Who has come beside the one that sends us away is about to bring a container.
+        if server.clients <= 1:
+            shut_down()
 
     async def retire() -> None:
         await loop.sleep(_PATIENCE)
@@ -73,10 +75,12 @@ def run(
             shut_down()
 
     def left() -> None:
-        # Who has come beside the one that sends us away is about to bring a container.
-        if dismissed and tasks.idle and server.clients <= 1:
+        server.admit()
+        if server.clients:
+            return
+        if dismissed and tasks.idle:
             shut_down()
-        elif not server.clients:
+        else:
             loop.spawn(retire())
 
     tasks = service.TaskService(shim, dismiss)
