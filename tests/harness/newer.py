@@ -112,7 +112,11 @@ def fetch(target: Path) -> None:
         for package in work.glob("*.deb"):
             run("dpkg-deb", "-x", str(package), str(work / "tree"))
         relink(work / "tree", target)
-        (work / "tree").rename(target)
+        try:
+            (work / "tree").rename(target)
+        except OSError:
+            if not target.exists():  # another run was faster
+                raise
 
 
 def relink(made: Path, target: Path) -> None:
