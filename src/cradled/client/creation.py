@@ -10,13 +10,13 @@ from cradled import identifiers
 from cradled.client import names
 from cradled.client.containers import STOP_SIGNAL
 from cradled.client.images import Contents, Images
-from cradled.client.options import Options, make_spec
+from cradled.client.options import Options, make_spec, mapping_labels
 from cradled.client.session import Session
 from cradled.core import restart
 from cradled.core.containers import Container, Runtime
 from cradled.core.images import Image
 from cradled.core.mount import Mount
-from cradled.core.values import AnyValue
+from cradled.core.values import AnyValue, Labels
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
 from cradled.oci import spec
 
@@ -37,7 +37,8 @@ async def create(
     async with session.leased() as leased:
         snapshotter = options.get("snapshotter") or leased.snapshotter
         using = leased.using(snapshotter)
-        root = await _prepare(using, id, images, found, contents)
+        labels = mapping_labels(options)
+        root = await _prepare(using, id, images, found, contents, labels)
         try:
             record = await _record(using, id, found, contents, args, root, options)
             return await using.containers.create(record), root
@@ -48,11 +49,11 @@ async def create(
 
 
 async def _prepare(
-    session: Session, id: str, images: Images, image: Image, contents: Contents
+    session: Session, id: str, images: Images, image: Image, contents: Contents, labels: Labels
 ) -> Sequence[Mount]:
     snapshots = session.snapshots()
     try:
-        return await snapshots.prepare(id, contents.chain_id, {})
+        return await snapshots.prepare(id, contents.chain_id, labels)
     except AlreadyExists as error:
         with suppress(NotFound):
             await session.containers.get(id)
@@ -60,7 +61,7 @@ async def _prepare(
         raise  # what a removed container has left is collected soon
     except NotFound:  # imported without being unpacked, or into another snapshotter
         await images.unpack(image, session.snapshotter)
-        return await snapshots.prepare(id, contents.chain_id, {})
+        return await snapshots.prepare(id, contents.chain_id, labels)
 
 
 async def _record(

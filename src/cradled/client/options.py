@@ -17,6 +17,8 @@ from cradled.oci import platforms, spec, users
 from cradled.oci.image import RunConfig
 
 _MAX_HOSTNAME = 64
+_UID_MAPPING = "containerd.io/snapshot/uidmapping"
+_GID_MAPPING = "containerd.io/snapshot/gidmapping"
 
 
 class Limits(TypedDict, total=False):
@@ -35,8 +37,9 @@ class Options(Limits, total=False):
     """How a container differs from what its image and the default say.
 
     ``mounts`` are ``/source:/destination[:ro]``; ``user`` is ``name|uid[:group|gid]``; ``net`` is
-    ``none`` (loopback only) or ``host``. ``spec`` are options of ``cradled.oci.spec``, applied
-    last.
+    ``none`` (loopback only) or ``host``. ``uidmap``, ``inside:outside:length[,...]``, gives it
+    users of its own, and groups likewise if ``gidmap`` does not say otherwise. ``spec`` are options
+    of ``cradled.oci.spec``, applied last.
     """
 
     env: Mapping[str, str] | Sequence[str]
@@ -48,6 +51,8 @@ class Options(Limits, total=False):
     read_only: bool
     privileged: bool
     net: Literal["none", "host"]
+    uidmap: str
+    gidmap: str
     tty: bool
     labels: Labels
     runtime: str
@@ -90,8 +95,24 @@ async def make_spec(
         chosen.append(spec.tty())
     if options.get("net") == "host":
         chosen += await _host_network()
+    if mapped := mapping_labels(options):
+        chosen.append(spec.user_namespace(*mapped.values()))
     chosen.append(await _confinement(privileged=options.get("privileged", False)))
     return spec.build(namespace, id, *chosen, *options.get("spec", ()))
+
+
+def mapping_labels(options: Options) -> dict[str, str]:
+    """How its snapshot is told of users and groups of its own, users first; empty without.
+
+    Raises InvalidArgument.
+    """
+    uidmap = options.get("uidmap", "")
+    if not uidmap:
+        return {}
+    labels = {_UID_MAPPING: uidmap, _GID_MAPPING: options.get("gidmap") or uidmap}
+    for text in labels.values():
+        spec.mappings(text)
+    return labels
 
 
 async def exec_spec(

@@ -134,6 +134,7 @@ async def _overlayfs(context: InitContext) -> Any:
     snapshotter = OverlaySnapshotter(
         config.root_path or context.root,
         upperdir_label=config.upperdir_label,
+        slow_chown=config.slow_chown,
         sync_remove=config.sync_remove,
         mount_options=config.mount_options,
     )

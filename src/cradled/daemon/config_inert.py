@@ -61,7 +61,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "io.containerd.timeout.bolt.open": "who has root has the database",
         "io.containerd.timeout.cri.defercleanup": "this daemon has no CRI yet",
     },
-    f"{t.SNAPSHOTTER}.overlayfs": {"slow_chown": "this snapshotter does not remap owners"},
     _TASKS: {"platforms": "tasks are of the host's own platform"},
     _TASKS_SERVICE: {
         "blockio_config_file": "tasks get no block I/O classes",

@@ -162,11 +162,11 @@ def parse_options(words: Iterable[str]) -> Options:
 def mount(type: str, source: str, words: Iterable[str], target: str) -> None:
     """Mount on ``target``, which exists. Raises OSError with the target's path, ValueError."""
     options = parse_options(words)
-    if options.uidmap or options.gidmap:
-        raise OSError(errno.EOPNOTSUPP, "id-mapped mounts are not supported", target)
     if type.startswith("fuse."):
         raise OSError(errno.EOPNOTSUPP, "mounts by a helper program are not supported", target)
-    if options.loop:
+    if options.uidmap or options.gidmap:
+        _mount_mapped(type, source, options, target)
+    elif options.loop:
         from cradled.linux import loop
 
         device, fd = loop.attach(source, read_only=bool(options.flags & MS_RDONLY))
@@ -285,22 +285,85 @@ def _mount(type_: str, source: str, options: Options, target: str) -> None:
         _mount_long_overlay(source, options, target)
         return
     mount_raw(type_, source, target, flags, data)
-    if flags & MS_BIND and not flags & MS_REMOUNT and flags & _PER_MOUNT:
-        # The kernel ignores these while it binds. What the source's mount forbids stays forbidden.
-        kept = os.statvfs(target).f_flag
-        inherited = kept & _INHERITED | (MS_RELATIME if kept & _ST_RELATIME else 0)
-        if flags & (MS_NOATIME | MS_STRICTATIME | MS_RELATIME):
-            inherited &= ~(MS_NOATIME | MS_RELATIME)
-        mount_raw("", "", target, flags | MS_REMOUNT | inherited & ~options.cleared)
+    if flags & MS_BIND and not flags & MS_REMOUNT:
+        _restrict(options, target)
+
+
+def _restrict(options: Options, target: str) -> None:
+    """Give a bind mount its flags, which the kernel ignores while it binds."""
+    flags = options.flags
+    if not flags & _PER_MOUNT:
+        return
+    kept = os.statvfs(target).f_flag  # what the source's mount forbids stays forbidden
+    inherited = kept & _INHERITED | (MS_RELATIME if kept & _ST_RELATIME else 0)
+    if flags & (MS_NOATIME | MS_STRICTATIME | MS_RELATIME):
+        inherited &= ~(MS_NOATIME | MS_RELATIME)
+    mount_raw("", "", target, flags | MS_REMOUNT | inherited & ~options.cleared)
+
+
+def _mount_mapped(type_: str, source: str, options: Options, target: str) -> None:
+    """Mount with the owners of files mapped: a bind mount, or the lower layers of an overlay."""
+    from cradled.linux import idmap
+
+    namespace = idmap.user_namespace(options.uidmap, options.gidmap)
+    try:
+        if options.flags & MS_BIND:
+            whole = bool(options.flags & MS_REC)
+            _attach(idmap.mapped(source, namespace, recursive=whole), target)
+            _restrict(options, target)
+        elif type_ == "overlay":
+            _mount_mapped_overlay(source, options, namespace, target)
+        else:
+            raise OSError(errno.EOPNOTSUPP, f"{type_} cannot be mounted with mapped IDs", target)
+    finally:
+        os.close(namespace)
+
+
+def _mount_mapped_overlay(source: str, options: Options, namespace: int, target: str) -> None:
+    """An overlay takes its layers by path, from mounts that are somewhere: they are stacked on the
+    target for so long. So whoever dies meanwhile leaves nothing elsewhere."""
+    from cradled.linux import idmap
+
+    layers: list[int] = []
+    stacked = 0
+    try:
+        for layer in _take_lowers(options):
+            layers.append(idmap.mapped(layer, namespace))
+            idmap.attach(layers[-1], target)
+            stacked += 1
+        options.data.append("lowerdir=" + ":".join(f"/proc/self/fd/{fd}" for fd in layers))
+        _mount("overlay", source, options, target)
+        stacked += 1
+        made = idmap.copied(target)
+    finally:
+        for _ in range(stacked):
+            unmount(target, detach=True)
+        for fd in layers:
+            os.close(fd)
+    _attach(made, target)
+
+
+def _attach(fd: int, target: str) -> None:
+    from cradled.linux import idmap
+
+    try:
+        idmap.attach(fd, target)
+    finally:
+        os.close(fd)
+
+
+def _take_lowers(options: Options) -> list[str]:
+    """The layers that an overlay's options name; the option is taken out."""
+    for word in options.data:
+        if word.startswith("lowerdir="):
+            options.data.remove(word)
+            return split_layers(word.removeprefix("lowerdir="))
+    return []
 
 
 def _mount_long_overlay(source: str, options: Options, target: str) -> None:
-    values, lowers = [], []
-    for word in options.data:
-        if word.startswith("lowerdir="):
-            lowers = split_layers(word.removeprefix("lowerdir="))
-        else:
-            values.append(word)
+    lowers = _take_lowers(options)
+    values = options.data
     opened: list[int] = []
     try:
         try:

@@ -271,6 +271,31 @@ def host_network() -> Option:
     return option
 
 
+def user_namespace(uidmap: str, gidmap: str) -> Option:
+    """Have users and groups of its own: ``inside:outside:length[,...]`` for each."""
+    users, groups = mappings(uidmap), mappings(gidmap)
+
+    def option(spec: Spec) -> None:
+        linux = spec["linux"]
+        linux["namespaces"].append({"type": "user"})
+        linux["uidMappings"], linux["gidMappings"] = users, groups
+
+    return option
+
+
+def mappings(text: str) -> list[dict[str, int]]:
+    """Ranges of IDs as a spec has them, of ``inside:outside:length[,...]``.
+
+    Raises InvalidArgument.
+    """
+    keys = ("containerID", "hostID", "size")
+    parts = [part.split(":") for part in text.split(",")]
+    for part in parts:
+        if len(part) != len(keys) or not all(x.isascii() and x.isdigit() for x in part):
+            raise InvalidArgument(f'mapping of IDs "{text}": not INSIDE:OUTSIDE:LENGTH')
+    return [dict(zip(keys, map(int, part), strict=True)) for part in parts]
+
+
 def capabilities(names: Iterable[str]) -> Option:
     """Have just these."""
     granted = list(caps.normalise(names))

@@ -3,7 +3,8 @@
     snapshots/<id>/fs      0755: the upper directory, later a lower one of others
     snapshots/<id>/work    0711: only of active ones
 
-Nothing is mounted here: mounts are handed out for others to make.
+Nothing is mounted here: mounts are handed out for others to make. Where the kernel maps the owners
+of layers, a snapshot with the labels of a mapping is handed out mapped, and costs no copy.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ GID_MAPPING = "containerd.io/snapshot/gidmapping"
 
 
 class OverlaySnapshotter(DirectorySnapshotter):
-    """``mount_options`` are added to every overlay; ``upperdir_label`` has stat tell the path."""
+    """``mount_options`` are added to every overlay; ``upperdir_label`` has stat tell the path;
+    ``slow_chown`` lets clients change the owners of all files where they cannot be mapped."""
 
     def __init__(
         self,
@@ -36,14 +38,21 @@ class OverlaySnapshotter(DirectorySnapshotter):
         *,
         mount_options: Sequence[str] = (),
         upperdir_label: bool = False,
+        slow_chown: bool = False,
         sync_remove: bool = False,
         trees: Trees | None = None,
     ) -> None:
         super().__init__(root, sync_remove=sync_remove, trees=trees)
         self._mount_options = tuple(mount_options)
         self._upperdir_label = upperdir_label
-        if not in_user_namespace():
-            self.capabilities = ("rebase",)
+        confined = in_user_namespace()
+        self._maps_owners = not confined and _kernel() >= (5, 19)
+        if not confined:
+            self.capabilities += ("rebase",)
+        if self._maps_owners:
+            self.capabilities += ("remap-ids",)
+        if not slow_chown:
+            self.capabilities += ("only-remap-ids",)
 
     def fill(self, path: str, record: Record) -> None:
         os.mkdir(path, 0o700)
@@ -69,16 +78,22 @@ class OverlaySnapshotter(DirectorySnapshotter):
     def mounts_of(self, record: Record) -> list[Mount]:
         own = self.content(record.id)
         lowers = [self.content(id) for id in self._records.ancestors(record.parent)]
+        if not lowers:  # it belongs to whom it was made for
+            return [Mount("bind", own, ("ro" if record.kind == Kind.VIEW else "rw", "rbind"))]
+        options = self._mapping(record.labels)
         if record.kind == Kind.VIEW and len(lowers) < 2:
-            return [Mount("bind", lowers[0] if lowers else own, ("ro", "rbind"))]
-        if not lowers:
-            return [Mount("bind", own, ("rw", "rbind"))]
-        options = []
+            return [Mount("bind", lowers[0], (*options, "ro", "rbind"))]
         if record.kind == Kind.ACTIVE:
             work = f"{self._snapshots}/{record.id}/work"
             options += [f"workdir={work}", f"upperdir={own}"]
         options.append("lowerdir=" + ":".join(lowers))
         return [Mount("overlay", "overlay", (*options, *self._extra_options))]
+
+    def _mapping(self, labels: Labels) -> list[str]:
+        named = (("uidmap", UID_MAPPING), ("gidmap", GID_MAPPING))
+        if not self._maps_owners:
+            return []
+        return [f"{word}={labels[label]}" for word, label in named if label in labels]
 
     @cached_property
     def _extra_options(self) -> tuple[str, ...]:
@@ -105,10 +120,15 @@ def in_user_namespace() -> bool:
         return file.read().split() != ["0", "0", "4294967295"]
 
 
+def _kernel() -> tuple[int, ...]:
+    """The first two numbers of the kernel's release."""
+    release = os.uname().release.split("-")[0].split(".")
+    return tuple(int(part) for part in release[:2])
+
+
 def _supports_user_xattrs(path: str) -> bool:
     """overlay's ``userxattr`` needs Linux 5.11 and a file system with attributes for users."""
-    release = os.uname().release.split("-")[0].split(".")
-    if tuple(int(part) for part in release[:2]) < (5, 11):
+    if _kernel() < (5, 11):
         return False
     name = "user.overlay.probe"
     try:

@@ -64,7 +64,7 @@ async def test_extra_options_come_last(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(overlay, "in_user_namespace", lambda: True)
     monkeypatch.setattr(overlay, "_supports_user_xattrs", lambda _path: True)
     made = OverlaySnapshotter(str(tmp_path), mount_options=["metacopy=off"])
-    assert made.capabilities == ()
+    assert made.capabilities == ("only-remap-ids",)
     await made.start()
     await layer(made, "n")
     options = (await made.prepare("k", "n", {}))[0].options
@@ -84,7 +84,7 @@ async def test_layout(snapshotter: OverlaySnapshotter, tmp_path: Path) -> None:
     assert stat.S_IMODE((top / "1" / "work").stat().st_mode) == 0o711
     assert [path.name for path in (top / "2").iterdir()] == ["fs"]
     assert sorted(path.name for path in top.iterdir()) == ["1", "2"]
-    assert snapshotter.capabilities == (() if overlay.in_user_namespace() else ("rebase",))
+    assert ("rebase" in snapshotter.capabilities) != overlay.in_user_namespace()
 
 
 async def test_upperdir_label(tmp_path: Path) -> None:
@@ -189,6 +189,32 @@ async def test_bad_mappings(snapshotter: OverlaySnapshotter) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changing owners needs root")
+@pytest.mark.usefixtures("index_off")
+@pytest.mark.parametrize("kernel", [(5, 18), (5, 19)])
+async def test_mapped_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(overlay, "_kernel", lambda: kernel)
+    monkeypatch.setattr(overlay, "in_user_namespace", lambda: False)
+    uid, gid = os.geteuid(), os.getegid()
+    labels = {overlay.UID_MAPPING: f"0:{uid}:5,9:9:1", overlay.GID_MAPPING: f"0:{gid}:6"}
+    maps = (f"uidmap=0:{uid}:5,9:9:1", f"gidmap=0:{gid}:6") if kernel >= (5, 19) else ()
+    made = OverlaySnapshotter(str(tmp_path / "root"), slow_chown=kernel >= (5, 19))
+    assert made.capabilities == ("rebase", *(["remap-ids"] if maps else ["only-remap-ids"]))
+    await made.start()
+    await layer(made, "n")
+    top = f"{tmp_path}/root/snapshots"
+    options = (await made.prepare("k", "n", labels))[0].options
+    words = (f"workdir={top}/2/work", f"upperdir={top}/2/fs", f"lowerdir={top}/1/fs", "index=off")
+    assert options == (*maps, *words)
+    assert await made.view("v", "n", labels) == [
+        Mount("bind", f"{top}/1/fs", (*maps, "ro", "rbind"))
+    ]
+    # One that has no layers is made for its owner.
+    assert (await made.prepare("p", "", labels))[0].options == ("rw", "rbind")
+    await made.aclose()
+
+
 async def test_mapped_owner(snapshotter: OverlaySnapshotter, tmp_path: Path) -> None:
     labels = {overlay.UID_MAPPING: "0:1000:10", overlay.GID_MAPPING: "5:9:1,0:2000:10"}
     await snapshotter.prepare("k", "", labels)

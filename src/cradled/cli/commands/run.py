@@ -75,6 +75,9 @@ def _options(flags: dict[str, Any]) -> Options:
         options["hostname"] = flags["hostname"]
     if flags["entrypoint"]:
         options["entrypoint"] = flags["entrypoint"]
+    for name in ("uidmap", "gidmap"):
+        if flags[name]:
+            options[name] = flags[name]
     options["read_only"] = flags["read_only"]
     options["privileged"] = flags["privileged"]
     options["net"] = flags["net"]
@@ -99,6 +102,8 @@ def _options(flags: dict[str, Any]) -> Options:
 @click.option("--restart", default="no", metavar="POLICY", help=RESTART_HELP)
 @click.option("--read-only", is_flag=True, help="It cannot write its root file system.")
 @click.option("--privileged", is_flag=True, help="Not confined: as good as root here.")
+@click.option("--uidmap", default="", metavar="IN:OUT:LENGTH", help="Users of its own.")
+@click.option("--gidmap", default="", metavar="IN:OUT:LENGTH", help="Groups; as users by default.")
 @click.option("--hostname", default="", help="Its host name; by default its name.")
 @click.option(
     "--net",
