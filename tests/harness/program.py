@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness import leaks
 from harness.daemon import wait_until
+from harness.upgrades import Stranger
 
 PROGRAM = str(Path(sys.executable).parent / "cradled")
 
@@ -20,7 +21,13 @@ PROGRAM = str(Path(sys.executable).parent / "cradled")
 class Program:
     """One daemon started by hand in a directory, with its notifications."""
 
-    def __init__(self, directory: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        program: str = PROGRAM,
+    ) -> None:
         self.socket = directory / "d.sock"
         self.log = directory / "log"
         self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -28,8 +35,8 @@ class Program:
         with open(self.log, "ab") as log:
             self.notified.bind(notify)
             self.notified.settimeout(20)
-            self.process = subprocess.Popen(
-                [PROGRAM, *places(directory), *flags],
+            self.process: subprocess.Popen[bytes] | Stranger = subprocess.Popen(
+                [program, *places(directory), *flags],
                 env={**os.environ, "NOTIFY_SOCKET": notify, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -65,15 +72,17 @@ def places(directory: Path) -> list[str]:
 
 
 @contextmanager
-def started(directory: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Program]:
+def started(
+    directory: Path, *flags: str, env: dict[str, str] | None = None, program: str = PROGRAM
+) -> Iterator[Program]:
     """A daemon that is ready; nothing of it is left behind."""
-    program = Program(directory, *flags, env=env)
+    daemon = Program(directory, *flags, env=env, program=program)
     try:
-        program.ready = program.told()
-        assert program.ready[0] == "READY=1", program.log.read_text()
-        yield program
+        daemon.ready = daemon.told()
+        assert daemon.ready[0] == "READY=1", daemon.log.read_text()
+        yield daemon
     finally:
-        program.close()
+        daemon.close()
         wait_until(
             lambda: not leaks.processes_with(str(directory)), "nothing of the daemon is left"
         )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cradled.client.client import Client
     from cradled.core.access import Policy
     from cradled.daemon.upgrade import Upgrades
+    from cradled.events.exchange import Parting
     from cradled.rpc.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class App:
     ``router`` has the gRPC services, whose calls ``observer`` counts, ``ttrpc_router`` those for
     shims. ``guard`` is what public listeners must ask before each call, where a policy is
     configured. ``sockets`` are the owner's, whose they remain; without, the app has its own.
-    ``upgrades`` is what clients can have this daemon do, if it is one.
+    ``upgrades`` is what clients can have this daemon do, if it is one; ``parted`` is where those of
+    the one before were.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class App:
         grpc_address: str = "",
         sockets: Sockets | None = None,
         upgrades: Upgrades | None = None,
+        parted: Parting | None = None,
     ) -> None:
         self._config = config
         self._stack = AsyncExitStack()
@@ -76,6 +79,7 @@ class App:
             "timeout": config.timeout,
             "client": self.client,
             "upgrades": upgrades,
+            "parted": parted,
         }
         self.observer = Observer()
         self.router = Router(self.observer.wrap)
@@ -141,9 +145,10 @@ class App:
         if self._events is not None:
             await self._events.stop(grace)
 
-    async def flush(self, seconds: float) -> None:
-        """Have subscribers told, within so many seconds, what was published."""
-        await self.get(t.EVENT, "exchange").flushed(seconds)
+    async def part(self, seconds: float) -> Parting:
+        """Have subscribers told, within so many seconds, what was published, and no more."""
+        parting: Parting = await self.get(t.EVENT, "exchange").part(seconds)
+        return parting
 
     async def _start(self) -> None:
         config = self._config

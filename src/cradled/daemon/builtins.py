@@ -124,7 +124,7 @@ async def _journal(context: InitContext) -> Any:
 async def _exchange(context: InitContext) -> Any:
     from cradled.events.exchange import Exchange
 
-    return Exchange(context.get(*_JOURNAL))
+    return Exchange(context.get(*_JOURNAL), context.properties["parted"])
 
 
 async def _overlayfs(context: InitContext) -> Any:

@@ -4,7 +4,8 @@
     hello: root, state, version, modules,    ->
            and all sockets and locks
                                              <-    ready: version
-    turn: when it stopped to take calls      ->
+    turn: when it stopped to take calls,     ->
+          and where subscribers were
                                              <-    serving: how long nobody did
     yours                                    ->
 

@@ -19,7 +19,8 @@ from cradled.daemon.app import App
 from cradled.daemon.config import Config
 from cradled.daemon.listeners import Sockets
 from cradled.daemon.servers import Servers
-from cradled.daemon.upgrade import Upgrades
+from cradled.daemon.upgrade import Leave, Upgrades
+from cradled.events.exchange import Parting
 from cradled.linux import limits, memory
 from cradled.plugin.graph import PluginError
 from cradled.rpc.grpc_server import GrpcServer, Limits
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 class Start(NamedTuple):
     """What the program was started with. ``sockets`` listen already, for gRPC and ttrpc; ``locks``
     are on root and state; ``read`` reads the configuration again; ``exit_idle`` is in seconds, 0
-    for never; ``began`` is of ``time.monotonic``; ``heir`` is this one where it takes over."""
+    for never; ``began`` is of ``time.monotonic``; ``heir`` is this one where it takes over,
+    and ``leave`` is how the one before left."""
 
     config: Config
     problems: list[Problem]
@@ -46,6 +48,7 @@ class Start(NamedTuple):
     exit_idle: float
     began: float
     heir: Successor | None = None
+    leave: Leave | None = None
 
 
 def run(start: Start) -> int:
@@ -94,24 +97,27 @@ async def _serve(start: Start) -> None:
     births.note(loop)
     signals = Signals(loop, start)
     heir = start.heir
-    if heir is not None and not await heir.turn(signals.stop):
-        start.sockets.forget()
-        return
+    leave = None
+    if heir is not None:
+        leave = await heir.turn(signals.stop)
+        if leave is None:
+            start.sockets.forget()
+            return
     upgrades = Upgrades(start.config, start.sockets, start.locks, signals.leave.set)
     if heir is None:
         upgrades.settle()
     while not signals.stop.is_set():
         signals.leave.clear()
-        since = await _live(start, signals, upgrades, heir)
-        if since is None or await upgrades.hand_over(since, signals.stop):
+        leave = await _live(start._replace(leave=leave), signals, upgrades, heir)
+        if leave is None or await upgrades.hand_over(leave, signals.stop):
             return
         heir, start = None, start._replace(began=time.monotonic())
 
 
 async def _live(
     start: Start, signals: Signals, upgrades: Upgrades, heir: Successor | None
-) -> int | None:
-    """Serve until told to leave; if that is for another daemon, since when no calls are taken."""
+) -> Leave | None:
+    """Serve until told to leave; if that is for another daemon, what it is to know."""
     async with AsyncExitStack() as stack:
         if log.isEnabledFor(logging.DEBUG):
             from cradled.aio.watchdog import Watchdog
@@ -155,8 +161,9 @@ async def _open(
 ) -> tuple[Servers, App, Sequence[Callable[[], None]]]:
     """All that is served, and what a reload has to call beside the app."""
     config, sockets = start.config, start.sockets
+    parted = None if start.leave is None else Parting(*start.leave[1:])
     endpoint, ttrpc_endpoint = builtins.endpoints(config)
-    app = await stack.enter_async_context(App(config, endpoint.address, sockets, upgrades))
+    app = await stack.enter_async_context(App(config, endpoint.address, sockets, upgrades, parted))
     servers = Servers(app)
     stack.push_async_callback(servers.stop)
     grpc = GrpcServer(app.router, app.guard, Limits(*endpoint.limits))

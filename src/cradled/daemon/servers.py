@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from cradled.daemon import upgrade
 from cradled.daemon.app import STOP_GRACE, App
+from cradled.daemon.upgrade import Leave
 from cradled.rpc.grpc_server import GrpcServer
 from cradled.rpc.ttrpc_server import TtrpcServer
 
@@ -30,19 +31,18 @@ class Servers:
         """The daemon ends; idempotent."""
         self._app.drain()
         await self._deafen(STOP_GRACE)
-        await self._app.flush(STOP_GRACE)
+        await self._app.part(STOP_GRACE)
         await self._end(STOP_GRACE)
 
-    async def make_way(self) -> int:
-        """Another daemon is waiting; returns since when no calls are taken, as
-        ``time.monotonic_ns`` has it."""
-        since = time.monotonic_ns()
+    async def make_way(self) -> Leave:
+        """Another daemon is waiting."""
+        stopped = time.monotonic_ns()
         self._app.drain()
         settling = (server.settle(upgrade.GRACE) for server in self.grpc)
         await asyncio.gather(self._deafen(upgrade.GRACE), *settling)
-        await self._app.flush(upgrade.GRACE)
+        parting = await self._app.part(upgrade.GRACE)
         await self._end(0, upgrade.LAST_WORDS)
-        return since
+        return Leave(stopped, *parting)
 
     async def _deafen(self, grace: float) -> None:
         await asyncio.gather(self._app.deafen(grace), *(one.stop(grace) for one in self.ttrpc))

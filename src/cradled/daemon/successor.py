@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 from cradled.daemon import handover, listeners
 from cradled.daemon.config import Config
 from cradled.daemon.listeners import Sockets, StartError
-from cradled.daemon.upgrade import Outcome
+from cradled.daemon.upgrade import Leave, Outcome
 from cradled.version import VERSION
 
 
@@ -74,17 +74,18 @@ class Successor:
         _warm_up(hello["modules"])
         return Inheritance(Sockets(given), self._locks)
 
-    async def turn(self, stop: asyncio.Event) -> bool:
-        """Wait until the old daemon has let go; False when it changed its mind."""
+    async def turn(self, stop: asyncio.Event) -> Leave | None:
+        """Wait until the old daemon has let go; None when it changed its mind."""
         self._control.setblocking(False)
         handover.send(self._control, say="ready", version=VERSION)
         message = await self._hear(stop)
         if message.get("say") != "turn":
-            return False
+            return None
         self._stopped = message["stopped"]
         for lock in self._locks:
             listeners.sign(lock)
-        return True
+        watchers = [(pid, tuple(filters)) for pid, filters in message["watchers"]]
+        return Leave(self._stopped, message["number"], watchers)
 
     async def confirm(self, stop: asyncio.Event) -> bool:
         """Tell that this one serves; False when the old one did not hear it."""

@@ -68,6 +68,15 @@ class Ready(NamedTuple):
     pid: int
 
 
+class Leave(NamedTuple):
+    """How a daemon left: when it took calls for the last time (``time.monotonic_ns``), and where
+    its subscribers were (``events.exchange.Parting``)."""
+
+    stopped: int
+    number: int
+    watchers: list[tuple[int, tuple[str, ...]]]
+
+
 class Upgrades:
     """At most one at a time. ``leave`` is called when a new program waits: whoever owns the stores
     lets go of them and calls ``hand_over``, as ``due`` says."""
@@ -117,16 +126,15 @@ class Upgrades:
             raise NotFound("upgrade")
         return self.last
 
-    async def hand_over(self, stopped: int, stop: asyncio.Event) -> bool:
+    async def hand_over(self, leave: Leave, stop: asyncio.Event) -> bool:
         """The stores are let go of: have the new program go on, and tell whether it does.
 
-        ``stopped`` is when calls were taken for the last time (``time.monotonic_ns``). A ``stop``
-        meanwhile ends the new program.
+        A ``stop`` meanwhile ends the new program.
         """
         heir = self._heir
         assert heir is not None
         try:
-            heir.tell(say="turn", stopped=stopped)
+            heir.tell(say="turn", **leave._asdict())
             message = await heir.hear("serving", SERVING_SECONDS, stop)
         except _Failed as error:
             await self._take_back(str(error))

@@ -26,6 +26,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from cradled import failpoints, filters, identifiers
 from cradled.api.types_pb2 import Envelope as Message
@@ -54,18 +55,31 @@ _IN_MEMORY = 200  # bytes of an event beside three times what it is on the wire:
 # came, serialised, and in the batch
 
 
-class Exchange:
-    """Implements ``core.events.Publisher``. With a journal, each event is written to it first."""
+class Parting(NamedTuple):
+    """Where subscribers were when they were cut off for an upgrade: all had been given the events
+    up to ``number``. ``watchers`` are their processes and filters."""
 
-    def __init__(self, journal: Journal | None = None) -> None:
+    number: int
+    watchers: list[tuple[int, tuple[str, ...]]]
+
+
+class Exchange:
+    """Implements ``core.events.Publisher``. With a journal, each event is written to it first.
+
+    ``parted`` are subscribers of the daemon before, who go on where they were.
+    """
+
+    def __init__(self, journal: Journal | None = None, parted: Parting | None = None) -> None:
         self._journal = journal
+        self._parted = parted
         self.published = 0
         self._groups: dict[tuple[str, ...], _Group] = {}
         self._handle: asyncio.Handle | None = None
         self._handed_out = 0.0
         self._born, self._started = time.time_ns(), time.monotonic()
-        self._late = [] if journal is None else [_Record(one) for one in _not_handed(journal)]
+        self._late = [] if journal is None else _since(journal, journal.handed)
         self._delivery: asyncio.Handle | None = None
+        self._has_parted = False
         self._growth: asyncio.Future[None] | None = None
 
     def publish(self, envelopes: Sequence[Envelope], /) -> None:
@@ -87,9 +101,9 @@ class Exchange:
             raise InvalidArgument("timestamp must be set on forwarded event")
         self._publish(_Record(envelope), late=envelope.timestamp < self._born)
 
-    def subscribe(self, expressions: Iterable[str] = ()) -> Subscription:
+    def subscribe(self, expressions: Iterable[str] = (), watcher: int = 0) -> Subscription:
         """Everything published from now on that a filter selects, of all namespaces, after what
-        happened before the start.
+        happened before the start. ``watcher`` is the subscriber's process, where it has one.
 
         Raises InvalidArgument for a bad filter.
         """
@@ -97,22 +111,36 @@ class Exchange:
         group = self._groups.get(key)
         if group is None:
             group = self._groups.setdefault(key, _Group(filters.parse(key)))
-        subscription = group.join()
-        if not self._is_young():
-            self._late.clear()
-        late = [record for record in self._late if group.filter.match(record.field)]
+        subscription = group.join(watcher)
+        late = [one for one in self._missed(watcher, key) if group.filter.match(one.field)]
         if late:
             subscription.put(_Chunk(late, sum(record.size for record in late)))
         return subscription
 
-    async def flushed(self, seconds: float) -> None:
-        """Wait, so long at the most, until subscribers were given all that was published."""
+    async def part(self, seconds: float) -> Parting:
+        """Wait, so long at the most, until subscribers were given all that was published; what is
+        published from then on they get from the next daemon."""
         for group in self._groups.values():
             group.hand_out()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while any(self.waiting()):  # noqa: ASYNC110 - hardly ever waited for
                     await asyncio.sleep(_SPACING)
+        self._has_parted = True
+        if self._delivery is not None:
+            self._delivery.cancel()
+        groups, self._groups = self._groups, {}
+        told = [
+            (one.watcher, key)
+            for key, group in groups.items()
+            for one in group.members
+            if one.watcher and not one.size
+        ]
+        if self._journal is None:
+            return Parting(0, [])
+        if not any(one.size for group in groups.values() for one in group.members):
+            self._journal.hand(self._journal.last)
+        return Parting(self._journal.last, told)
 
     def waiting(self) -> list[int]:
         """The bytes that wait for each subscriber."""
@@ -126,6 +154,17 @@ class Exchange:
                 self._growth = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._growth)
 
+    def _missed(self, watcher: int, key: tuple[str, ...]) -> list[_Record]:
+        """What a subscriber was not told that it would be, had there been one daemon all along."""
+        if not self._is_young():
+            self._late.clear()
+            self._parted = None
+        elif self._parted is not None and (watcher, key) in self._parted.watchers:
+            assert self._journal is not None
+            self._parted.watchers.remove((watcher, key))
+            return _since(self._journal, self._parted.number)
+        return self._late
+
     def _publish(self, record: _Record, *, late: bool = False) -> None:
         self.published += 1
         if self._journal is not None:
@@ -134,7 +173,7 @@ class Exchange:
             except OSError:  # told twice after a restart is better than not told at all
                 _log.exception("cannot write the event journal")
             failpoints.hit("events.journalled")
-            if self._delivery is None:
+            if self._delivery is None and not self._has_parted:
                 self._expect_delivery()
             if self._growth is not None and self._handle is None:
                 self._handle = self._soon()
@@ -189,7 +228,8 @@ class Subscription:
     Raises ResourceExhausted after the last event that a subscriber got before it was cut off.
     """
 
-    def __init__(self, group: _Group) -> None:
+    def __init__(self, group: _Group, watcher: int) -> None:
+        self.watcher = watcher
         self._group = group
         self._queue: deque[_Chunk] = deque()
         self._size = 0
@@ -256,10 +296,10 @@ class _Group:
         self._records: list[_Record] = []
         self._size = 0
 
-    def join(self) -> Subscription:
+    def join(self, watcher: int) -> Subscription:
         """A new member; what was published before is not for it."""
         self.hand_out()
-        subscription = Subscription(self)
+        subscription = Subscription(self, watcher)
         self.members.add(subscription)
         return subscription
 
@@ -337,16 +377,16 @@ def field_reader(envelope: Envelope) -> Callable[[tuple[str, ...]], str | None]:
     return field
 
 
-def _not_handed(journal: Journal) -> list[Envelope]:
-    """What was published when its daemon died; the latest of it."""
+def _since(journal: Journal, number: int) -> list[_Record]:
+    """What was published after some event; the latest of it."""
     found: list[Envelope] = []
-    cursor = Cursor(journal.directory, max(journal.handed, journal.oldest - 1))
+    cursor = Cursor(journal.directory, max(number, journal.oldest - 1))
     try:
         while records := cursor.read(journal.last):
             found += [convert.from_proto(Message.FromString(payload)) for _, payload in records]
     finally:
         cursor.close()
-    return found[-_LATE:]
+    return [_Record(one) for one in found[-_LATE:]]
 
 
 @functools.lru_cache(1024)

@@ -33,7 +33,8 @@ class EventsService:
 
     async def subscribe(self, call: Call, request: pb.SubscribeRequest) -> AsyncIterator[Batch]:
         try:
-            subscription = self._exchange.subscribe(request.filters)
+            watcher = call.peer.pid if call.peer is not None else 0
+            subscription = self._exchange.subscribe(request.filters, watcher)
         except InvalidArgument as error:
             text = f"subscription error: failed parsing subscription filters: {error}"
             raise Error(text) from error

@@ -5,11 +5,20 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cradled.daemon.listeners import StartError, hold, listen, listen_tcp, make_directory, remove
+from cradled.daemon.listeners import (
+    Sockets,
+    StartError,
+    hold,
+    listen,
+    listen_tcp,
+    make_directory,
+    remove,
+)
 
 
 @pytest.fixture
@@ -135,3 +144,87 @@ def test_tcp_addresses(address: str, host: str) -> None:
 def test_what_is_no_tcp_address(address: str) -> None:
     with pytest.raises(StartError, match=r"is not host:port|cannot listen at"):
         listen_tcp(address)
+
+
+# Sockets that outlive their servers
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    sockets = Sockets()
+    yield sockets
+    sockets.close()
+
+
+def test_who_connects_between_two_servers_waits(sockets: Sockets, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    sockets.open(path, uid=os.geteuid(), gid=os.getegid())
+    sockets.duplicate(path).close()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.send(b"hello")
+        with sockets.duplicate(path) as server:
+            connection = server.accept()[0]
+            with connection:
+                assert connection.recv(10) == b"hello"
+
+
+def test_sockets_are_opened_once(sockets: Sockets, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    for _ in range(2):
+        sockets.open(path, uid=os.geteuid(), gid=os.getegid())
+        sockets.open_tcp("127.0.0.1:0")
+    assert list(sockets.all()) == [path, "127.0.0.1:0"]
+
+
+def test_sockets_are_inherited(tmp_path: Path) -> None:
+    path, other = str(tmp_path / "s"), str(tmp_path / "other")
+    before = Sockets()
+    for one in (path, other):
+        before.open(one, uid=os.geteuid(), gid=os.getegid())
+    before.open_tcp("127.0.0.1:0")
+    inode = os.stat(path).st_ino
+    after = Sockets({address: sock.dup() for address, sock in before.all().items()})
+    after.open(path, mode=0o600, uid=os.geteuid(), gid=os.getegid())
+    after.open_tcp("127.0.0.1:0")
+    assert (os.stat(path).st_ino, stat.S_IMODE(os.stat(path).st_mode)) == (inode, 0o600)
+    names = [sockets.all()["127.0.0.1:0"].getsockname() for sockets in (before, after)]
+    assert names[0] == names[1]
+    after.close_unclaimed()
+    assert not os.path.exists(other)
+    assert before.all()
+    before.forget()
+    assert os.path.exists(path)
+    assert not before.all()
+    after.close()
+    assert not os.path.exists(path)
+    before.close()
+
+
+def test_who_listens_is_told(sockets: Sockets, tmp_path: Path) -> None:
+    """Whoever inherits a socket and serves on it is the one that clients see."""
+    path = str(tmp_path / "s")
+    sockets.open(path, uid=os.geteuid(), gid=os.getegid())
+    heir = subprocess.Popen(
+        [sys.executable, "-c", INHERIT, path, str(sockets.all()[path].fileno())],
+        pass_fds=[sockets.all()[path].fileno()],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+    )
+    with heir:
+        assert heir.stdout is not None
+        heir.stdout.readline()
+        with pytest.raises(StartError, match=rf"in use by process {heir.pid}$"):
+            listen(path)
+        heir.communicate()
+
+
+INHERIT = """
+import os, socket, sys
+from cradled.daemon.listeners import Sockets
+sockets = Sockets({sys.argv[1]: socket.socket(fileno=int(sys.argv[2]))})
+sockets.open(sys.argv[1], uid=os.geteuid(), gid=os.getegid())
+sockets.duplicate(sys.argv[1])
+print(flush=True)
+sys.stdin.read()
+"""

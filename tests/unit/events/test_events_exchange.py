@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from cradled.errors import InvalidArgument, ResourceExhausted
 from cradled.events import exchange as exchanges
 from cradled.events import topics
 from cradled.events.cursor import Cursor
-from cradled.events.exchange import Exchange, Subscription
+from cradled.events.exchange import Exchange, Parting, Subscription
 from cradled.events.journal import Journal
 
 
@@ -329,3 +330,73 @@ async def test_many_that_reached_nobody_stay_within_bounds(
     told = waiting(Exchange(journal).subscribe())
     assert told == [envelope(number) for number in range(91, 101)]
     journal.close()
+
+
+# From one daemon to the next
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(str(tmp_path))
+    yield journal
+    journal.close()
+
+
+async def test_subscribers_go_on_where_they_were(journal: Journal) -> None:
+    before = Exchange(journal)
+    subscription = before.subscribe(["namespace==ns"], 7)
+    gone = before.subscribe(["namespace==ns"], 8)
+    before.publish([envelope(1), envelope(2)])
+    reading = asyncio.ensure_future(anext(subscription))
+    assert (await reading).timestamp == 1
+    parting = asyncio.ensure_future(before.part(60))
+    await asyncio.sleep(0)
+    before.publish([envelope(3)])
+    assert waiting(gone) == [envelope(1), envelope(2), envelope(3)]
+    assert waiting(subscription) == [envelope(2), envelope(3)]
+    parted = await parting
+    assert parted == Parting(3, parted.watchers)
+    assert sorted(parted.watchers) == [(7, ("namespace==ns",)), (8, ("namespace==ns",))]
+    before.publish([envelope(4), envelope(5, "other")])
+    assert waiting(subscription) == []
+    after = Exchange(journal, parted)
+    after.publish([envelope(6)])
+    again = after.subscribe(["namespace==ns"], 7)
+    after.publish([envelope(7)])
+    assert waiting(again) == [envelope(4), envelope(6), envelope(7)]
+
+
+async def test_only_who_was_there_goes_on(journal: Journal) -> None:
+    before = Exchange(journal)
+    there = [before.subscribe(["namespace==ns"], watcher) for watcher in (7, 7, 0)]
+    parted = await before.part(60)
+    assert parted == Parting(0, [(7, ("namespace==ns",))] * 2)
+    before.publish([envelope(1)])
+    journal.hand(1)
+    after = Exchange(journal, parted)
+    assert waiting(after.subscribe(["namespace==ns"], 8)) == []
+    assert waiting(after.subscribe(["namespace==ns"])) == []
+    assert waiting(after.subscribe(["namespace==other"], 7)) == []
+    for told in ([envelope(1)], [envelope(1)], []):
+        assert waiting(after.subscribe(["namespace==ns"], 7)) == told
+    assert len(there) == 3
+
+
+async def test_who_does_not_read_is_not_waited_for_long(journal: Journal) -> None:
+    exchange = Exchange(journal)
+    slow, quick = exchange.subscribe((), 7), exchange.subscribe((), 8)
+    exchange.publish([envelope(1)])
+    assert waiting(quick) == [envelope(1)]
+    parted = await exchange.part(0)
+    assert parted == Parting(1, [(8, ())])
+    await asyncio.sleep(2 * exchanges._DELIVERY)
+    assert journal.handed == 0  # the next daemon tells it again
+    assert waiting(slow) == [envelope(1)]
+
+
+async def test_what_was_told_is_not_told_again(journal: Journal) -> None:
+    before = Exchange(journal)
+    before.publish([envelope(1)])
+    await before.part(0)
+    assert journal.handed == 1
+    assert waiting(Exchange(journal).subscribe()) == []
