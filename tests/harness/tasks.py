@@ -61,12 +61,18 @@ async def _no_sandbox(scope: Scope, id: str) -> None:
 
 
 class Node:
-    """Tasks of one namespace under one directory; ``runtime`` is that of all containers."""
+    """Tasks of one namespace under one directory; ``runtime`` is that of all containers.
 
-    def __init__(self, directory: Path, runtime: str, timeouts: Timeouts = DEFAULT) -> None:
+    With a ``group`` they are all in one shim.
+    """
+
+    def __init__(
+        self, directory: Path, runtime: str, timeouts: Timeouts = DEFAULT, group: str = ""
+    ) -> None:
         self.directory = directory
         self.runtime = runtime
         self.timeouts = timeouts
+        self.group = group
         self.mark = "t" + secrets.token_hex(5)
         self.scope = Scope(self.mark)
         self.state = directory / "state"
@@ -96,7 +102,8 @@ class Node:
             str(self.directory / "s"),
             timeouts=self.timeouts,
         )
-        launchers = Launchers(daemon, self.zygote, runc_root=str(self.directory / "runc"))
+        runc_root = str(self.directory / "runc")
+        launchers = Launchers(daemon, self.zygote, runc_root=runc_root, group=self.group)
         shims = Shims(str(self.state), str(self.root), launchers)
         assembly = Assembly(shims, _no_checkpoints, _no_sandbox)
         self.tasks = TaskManager(assembly, self._container, self.exchange)
@@ -227,10 +234,12 @@ class Node:
 
 
 @asynccontextmanager
-async def running(runtime: str, timeouts: Timeouts = DEFAULT) -> AsyncIterator[Node]:
+async def running(
+    runtime: str, timeouts: Timeouts = DEFAULT, group: str = ""
+) -> AsyncIterator[Node]:
     """A node, and the proof that nothing of it stays."""
     directory = Path(tempfile.mkdtemp(prefix="crt"))  # short: sockets are in it
-    node = Node(directory, runtime, timeouts)
+    node = Node(directory, runtime, timeouts, group)
     os.environ[leaks.MARK] = node.mark
     try:
         await node.start()

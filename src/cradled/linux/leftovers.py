@@ -9,6 +9,7 @@ Used by the shim: imports only ``os`` and C modules.
 from __future__ import annotations
 
 import os
+from time import sleep
 
 from cradled.linux import cgroup, plain_json
 
@@ -31,6 +32,14 @@ def remove(bundle: str, id: str, notes: str) -> bool:
         cgroup.remove(directory)
     _discard(notes)
     return not any(map(os.path.exists, (*groups, notes)))
+
+
+def clear(bundle: str, id: str, notes: str = "") -> None:
+    """Remove all of it, and wait until it is gone, unless that takes too long."""
+    for _ in range(ROUNDS):
+        if remove(bundle, id, notes):
+            break
+        sleep(PAUSE)
 
 
 def _groups(bundle: str, id: str) -> list[str]:

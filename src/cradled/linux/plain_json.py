@@ -37,6 +37,7 @@ def load(path: str) -> dict[str, Any]:
 def parse(text: str) -> dict[str, Any]:
     """The JSON object that a text begins with; an empty one where there is none."""
     try:
-        return dict(_scan(text, 0)[0])
-    except (ValueError, TypeError, StopIteration, RecursionError):
+        found = _scan(text, 0)[0]
+    except (ValueError, StopIteration, RecursionError):
         return {}
+    return found if type(found) is dict else {}

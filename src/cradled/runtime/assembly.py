@@ -19,6 +19,7 @@ from cradled.core.containers import Container
 from cradled.core.scope import Scope
 from cradled.core.tasks import CreateTask, Exit
 from cradled.core.values import AnyValue, Descriptor
+from cradled.linux import processes
 from cradled.linux.tree import remove_tree
 from cradled.runtime import bootstrap, checkpoints
 from cradled.runtime.bootstrap import Bootstrap
@@ -50,6 +51,7 @@ class _Shim:
     bundle: Bundle
     launcher: Launcher
     joined: Bootstrap | None
+    group: str
     client: ShimClient | None = None
 
 
@@ -83,9 +85,9 @@ class Assembly:
             path = await self._unpacked(scope, restore, bundle)
             shim_log = ShimLog(bundle)
             undo.push("closing of the log", shim_log.aclose)
-            shim = _Shim(bundle, launcher, joined)
+            shim = _Shim(bundle, launcher, joined, launcher.group or group_of(spec))
             undo.push("clean-up of the shim", self._abandon, shim)
-            client = shim.client = await self._connect(shim, options, group_of(spec))
+            client = shim.client = await self._connect(shim, options)
             failpoints.hit("runtime.create.connected")
             task = Task(bundle, launcher, client, shim_log, sandboxed=joined is not None)
             await self._fill(task, request, options, path)
@@ -183,25 +185,37 @@ class Assembly:
             known = bootstrap.parse_address(request.task_api_address, request.task_api_version)
         return known if known is not None and known.version >= _JOINABLE else None
 
-    async def _connect(self, shim: _Shim, options: AnyValue | None, group: str) -> ShimClient:
+    async def _connect(self, shim: _Shim, options: AnyValue | None) -> ShimClient:
         """Start a shim, or take that of the sandbox, and connect to it."""
         result = shim.joined
         if result is not None:
             await threads.run("fs", shim.bundle.save_bootstrap, result)
-        else:
-            with span("shim.start"):
-                result = await shim.launcher.start(shim.bundle, options, group)
-        return ShimClient(await reach(result), shim.bundle.namespace, result)
+            return ShimClient(await reach(result), shim.bundle.namespace, result)
+        start = shim.launcher.start
+        with span("shim.start"):
+            result = await start(shim.bundle, options, shim.group)
+            try:
+                channel = await reach(result, is_there=shim.launcher.is_tidy)
+            except errors.Error:
+                if not shim.group:
+                    raise
+                # The last of the group has gone since then, and the shim with it.
+                result = await start(shim.bundle, options, shim.group)
+                channel = await reach(result)
+        return ShimClient(channel, shim.bundle.namespace, result)
 
     async def _abandon(self, shim: _Shim) -> None:
         """Take back a shim whose container could not be made."""
+        if shim.joined is not None:
+            if shim.client is not None:
+                await self._leave(shim.bundle, shim.client)
+            return
         if shim.client is None:
-            if shim.joined is None:
-                await self.shims.bury(shim.bundle, shim.launcher, 0)
-        elif shim.joined is not None:
-            await self._leave(shim.bundle, shim.client)
+            await self.shims.bury(shim.bundle, shim.launcher, 0)
         else:
             await self.dismiss(shim.bundle, shim.launcher, shim.client)
+        if not shim.group:  # one that hears nothing, or has not gone when it was told to
+            await threads.run("fs", processes.end_those_in, shim.bundle.path)
 
     async def _leave(self, bundle: Bundle, client: ShimClient) -> None:
         """Take a container that may be half made out of a sandbox's shim."""

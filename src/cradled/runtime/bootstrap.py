@@ -73,7 +73,9 @@ def parse_json(data: bytes) -> Bootstrap:
 def _usable(result: Bootstrap) -> Bootstrap:
     if result.version > MAX_VERSION:
         raise Unimplemented(f"unsupported shim version ({result.version})")
-    if result.address[:1] in ("", "{") or result.protocol not in PROTOCOLS:
+    if result.protocol not in PROTOCOLS:
+        raise Error(f'unsupported shim protocol "{result.protocol}"')
+    if result.address[:1] in ("", "{"):
         raise Error(f"shim gave no usable address: {result.address[:200]!r}")
     return result
 
@@ -168,7 +170,9 @@ def environment(base: Mapping[str, str], daemon: Daemon, namespace: str) -> dict
 
 
 def parse_delete(output: bytes) -> Exit:
-    """What ``delete`` printed. Raises Error."""
+    """What ``delete`` printed. Raises Error, for nothing at all too."""
+    if not output:
+        raise Error("shim printed no DeleteResponse")
     try:
         response = task_v2_pb2.DeleteResponse.FromString(output)
     except DecodeError as error:

@@ -25,7 +25,7 @@ from cradled.api import runc_options_pb2
 from cradled.core.tasks import Exit
 from cradled.core.values import AnyValue
 from cradled.errors import Error, InvalidArgument, NotFound
-from cradled.linux import cgroup, oom, unix
+from cradled.linux import cgroup, oom, processes, unix
 from cradled.runtime import bootstrap
 from cradled.runtime.bootstrap import Bootstrap, Daemon
 from cradled.runtime.bundle import Bundle
@@ -41,6 +41,9 @@ OWN_ENTRY = "cradled.shim.serve:forked"
 
 RUNC_OPTIONS = "containerd.runc.v1.Options"
 
+WHOLE_NAMESPACE = ".namespace"
+"""The group of all containers of a namespace; none has such an id."""
+
 _BACKLOG = 128
 _PATH_LIMIT = 107  # of a unix socket; below a deep state directory names are cut to fit
 _SHORTEST_NAME = 16
@@ -51,11 +54,13 @@ class Launcher(Protocol):
     """One kind of shim.
 
     ``path`` goes into the bundle (``shim-binary-path``). ``is_tidy``: a shim that could not create
-    its container, and went when told to, has left nothing of it.
+    its container, and went when told to, has left nothing of it. ``group``: that of all containers;
+    empty for those that name none.
     """
 
     path: str
     is_tidy: bool
+    group: str
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:
         """The options that a task of this kind is created with."""
@@ -78,7 +83,8 @@ class Launchers:
 
     ``default_binary`` is the OCI runtime of containers that name none, ``runc_root`` where it
     keeps its state for containers that name nothing else. ``shims`` are the paths of shims for
-    runtime types that are not to have their usual one.
+    runtime types that are not to have their usual one. ``group`` is that of all containers that
+    are in ours; empty: of those that say so themselves.
     """
 
     def __init__(
@@ -89,10 +95,11 @@ class Launchers:
         runc_root: str,
         default_binary: str = "",
         shims: Mapping[str, str] = MappingProxyType({}),
+        group: str = "",
     ) -> None:
         self._daemon = daemon
         self.timeouts = daemon.timeouts
-        self._own = ZygoteLauncher(daemon, zygote, runc_root, default_binary)
+        self._own = ZygoteLauncher(daemon, zygote, runc_root, default_binary, group)
         self._shims = shims
         self._resolved: dict[str, str] = {}
         self._programs: dict[str, BinaryLauncher] = {}
@@ -154,6 +161,7 @@ class BinaryLauncher:
     """Any shim program that keeps the contract of containerd's shims."""
 
     is_tidy = False
+    group = ""
 
     def __init__(self, daemon: Daemon, path: str) -> None:
         self.path = path
@@ -166,23 +174,37 @@ class BinaryLauncher:
 
     async def start(self, bundle: Bundle, options: AnyValue | None, group: str, /) -> Bootstrap:
         """The program itself finds out about groups, if it need not do so twice at a time."""
-        try:
-            async with self._groups((bundle.namespace, group or bundle.id)):
-                done = await self._run(bundle, options)
-        except OSError as error:
-            raise Error(f"failed to start shim: start failed: {error}") from error
-        if done.status:
-            output = done.stdout.decode(errors="replace").strip()
-            raise Error(f"failed to start shim: start failed: {output}: {_status(done.status)}")
-        failpoints.hit("runtime.create.started")
-        result = bootstrap.parse_output(done.stdout)
+        async with self._groups((bundle.namespace, group or bundle.id)):
+            try:
+                result = bootstrap.parse_output(await self._run(bundle, options))
+            except BaseException:
+                # Nobody knows of a shim that is there nevertheless, nor can know before we let go.
+                await threads.run("fs", processes.end_those_in, bundle.path)
+                raise
         await threads.run("fs", bundle.save_bootstrap, result)
         return result
 
     async def delete(self, bundle: Bundle, /) -> Exit:
         return await _run_delete([self.path], self._daemon, bundle)
 
-    async def _run(self, bundle: Bundle, options: AnyValue | None) -> process.Finished:
+    async def _run(self, bundle: Bundle, options: AnyValue | None) -> bytes:
+        """What the program printed. Raises Error when it fails."""
+        try:
+            done = await self._ask(bundle, options)
+        except TimeoutError:
+            seconds = self._daemon.timeouts.start
+            reason = f"{self.path} did not terminate within {seconds:g} s"
+            raise Error(f"failed to start shim: start failed: {reason}") from None
+        except OSError as error:
+            reason = f'fork/exec "{self.path}": {(error.strerror or str(error)).lower()}'
+            raise Error(f"failed to start shim: start failed: {reason}") from error
+        if done.status:
+            output = done.stdout.decode(errors="replace").strip()
+            raise Error(f"failed to start shim: start failed: {output}: {_status(done.status)}")
+        failpoints.hit("runtime.create.started")
+        return done.stdout
+
+    async def _ask(self, bundle: Bundle, options: AnyValue | None) -> process.Finished:
         done: process.Finished | None = None
         if not self._legacy:
             message = bootstrap.params(self._daemon, bundle.namespace, bundle.id, options)
@@ -201,6 +223,7 @@ class BinaryLauncher:
             cwd=bundle.path,
             stdin=stdin,
             combined=True,
+            timeout=self._daemon.timeouts.start,
         )
 
 
@@ -213,12 +236,20 @@ class ZygoteLauncher:
 
     is_tidy = True
 
-    def __init__(self, daemon: Daemon, zygote: Zygote, runc_root: str, default_binary: str) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        zygote: Zygote,
+        runc_root: str,
+        default_binary: str = "",
+        group: str = "",
+    ) -> None:
         self.path = f"{os.path.dirname(sys.executable)}/{OWN_PROGRAM}"
         self._daemon = daemon
         self._zygote = zygote
         self._runc_root = runc_root
         self._default_binary = default_binary
+        self.group = group
         self._groups: KeyedLock[str] = KeyedLock("shim fork")
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:
@@ -258,6 +289,7 @@ class ZygoteLauncher:
             "bundle": bundle.path,
             "ttrpc_address": self._daemon.ttrpc_address,
             "runc_root": self._runc_root,
+            "runtime_limit": self._daemon.timeouts.runtime,
         }
         try:
             with span("zygote.fork"):

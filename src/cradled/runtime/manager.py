@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLOSE_SECONDS = 2.0
+TAKE_BACK_SECONDS = 10.0
+"""How long a task may go on being made, for nobody, before that is broken off."""
 KILLED = 137
 TELL_SECONDS = 20.0
 """How long a shim may take to tell an exit that happened while the daemon was away."""
@@ -275,8 +277,13 @@ class TaskManager:
         return task
 
     async def _take_back(self, making: asyncio.Task[Task]) -> None:
+        _, late = await asyncio.wait([making], timeout=TAKE_BACK_SECONDS)
+        if late:  # its shim may never answer
+            making.cancel()
+            await asyncio.wait([making])
         try:
-            await self._delete(await making)
+            if not making.cancelled():
+                await self._delete(making.result())
         except errors.Error as error:
             log.info("a task that was not waited for: %s", error)
 

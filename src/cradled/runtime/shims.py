@@ -8,6 +8,7 @@ import time
 from cradled import errors, failpoints
 from cradled.aio import threads
 from cradled.core.tasks import Exit
+from cradled.linux import leftovers, plain_json
 from cradled.linux.tree import remove_tree
 from cradled.runtime import dialing
 from cradled.runtime.bootstrap import Bootstrap
@@ -17,6 +18,7 @@ from cradled.spans import span, traced
 
 log = logging.getLogger(__name__)
 
+DEFAULT_ROOT = "/run/containerd/runc"
 UNKNOWN_EXIT = 255
 
 
@@ -41,6 +43,8 @@ class Shims:
         except (errors.Error, OSError) as error:
             log.warning("clean-up after the shim of %s: %s", bundle.id, error)
             return Exit(pid, UNKNOWN_EXIT, time.time_ns())
+        finally:
+            await threads.run("fs", _clear_after, bundle)
         return Exit(pid or end.pid, end.status, end.exited_at)
 
     async def remove(self, bundle: Bundle) -> None:
@@ -60,13 +64,25 @@ class Shims:
 
 
 @traced("shim.connect")
-async def reach(bootstrap: Bootstrap) -> dialing.Channel:
-    """Connect to a shim that was started just now. Raises Error."""
+async def reach(bootstrap: Bootstrap, *, is_there: bool = False) -> dialing.Channel:
+    """Connect to a shim that was started just now; it may not serve yet, unless it ``is_there``.
+
+    Raises Error.
+    """
     limit = dialing.LIMITS[bootstrap.protocol]
+    late = 0.0 if is_there else dialing.LATE_SECONDS
     try:
-        return await dialing.connect(bootstrap, timeout=limit, late=dialing.LATE_SECONDS)
+        return await dialing.connect(bootstrap, timeout=limit, late=late)
     except (OSError, errors.Unavailable) as error:
         raise errors.Error(f"failed to connect to shim: {error}") from error
+
+
+def _clear_after(bundle: Bundle) -> None:
+    """Blocking: remove what a shim's program, or its runtime, should have removed."""
+    options = plain_json.load(f"{bundle.path}/options.json")  # of those that know runc
+    root = options.get("root") or DEFAULT_ROOT if options else ""
+    notes = f"{root}/{bundle.namespace}/{bundle.id}" if isinstance(root, str) and root else ""
+    leftovers.clear(bundle.path, bundle.id, notes)
 
 
 def _clear(directories: list[str]) -> None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
+from select import select
 from time import time_ns
 
 from cradled import failpoints
 from cradled.errors import Error
-from cradled.linux import cgroup, mount, oom, unix
+from cradled.linux import capture, cgroup, leftovers, mount, oom, plain_json, unix
 from cradled.linux.signals import SIGKILL
 from cradled.linux.spawn import spawn
 from cradled.shim import bootstrap, bundle, runc
@@ -32,6 +33,7 @@ NAME = "io.containerd.cradled.v2"
 _FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 _KILLED = 128 + SIGKILL
 _LISTENER = 3
+_PATIENCE = 4.0  # seconds for a runtime: a daemon that waits for us gives up after 5
 
 
 def main() -> int:
@@ -133,10 +135,14 @@ def _delete(flags: Flags) -> bytes:
     root = f"{options.root or runc.DEFAULT_ROOT}/{flags['namespace']}"
     argv = runc.argv(options, root, f"{directory}/log.json", "delete", "--force", flags["id"])
     failpoints.hit("shim.program.deleting")
-    _, status = os.waitpid(spawn(argv, runc.ENVIRONMENT), 0)
+    try:
+        trouble, _ = _run(argv)
+    except OSError as error:
+        trouble = str(error)
     failpoints.hit("shim.program.deleted")
-    if status:
-        print(f"{argv[0]} delete --force {flags['id']}: status {status}", file=sys.stderr)
+    if trouble:
+        print(f"{argv[0]} delete --force {flags['id']}: {trouble}", file=sys.stderr)
+        leftovers.clear(directory, flags["id"], f"{root}/{flags['id']}")
     mount.unmount_below(f"{directory}/rootfs", detach=True)
     unix.remove_stale(bundle.read_address(directory))
     pid, code, at = bundle.load_exit(directory) or (_pid(directory), _KILLED, time_ns())
@@ -155,20 +161,25 @@ def _info(stdin: bytes) -> bytes:
     options = decode(m.Any, stdin) if stdin else None
     chosen = decode(m.Options, options.value) if options is not None else m.Options()
     binary = chosen.binary_name or runc.DEFAULT_BINARY
-    features = _output([binary, "features"])
+    _, features = _run([binary, "features"])
+    is_told = plain_json.parse(features.decode(errors="replace"))
     info = m.RuntimeInfo(
         name=NAME,
         version=m.RuntimeVersion(version=_version()),
         options=options,
-        features=m.Any(type_url=_FEATURES, value=features) if features else None,
+        features=m.Any(type_url=_FEATURES, value=features) if is_told else None,
     )
     return encode(info)
 
 
-def _output(argv: list[str]) -> bytes:
-    fd = os.memfd_create("output", os.MFD_CLOEXEC)
-    _, status = os.waitpid(spawn(argv, runc.ENVIRONMENT, (None, fd, None)), 0)
-    return os.pread(fd, os.fstat(fd).st_size, 0) if status == 0 else b""
+def _run(argv: list[str]) -> tuple[str, bytes]:
+    """Run a command of the runtime: what went wrong, else what it printed. Raises OSError."""
+    fd = capture.memory()
+    pid = spawn(argv, runc.ENVIRONMENT, (None, fd, None))
+    if not select([os.pidfd_open(pid)], [], [], _PATIENCE)[0]:
+        os.killpg(pid, SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return (f"status {status}", b"") if status else ("", capture.printed(fd))
 
 
 def _stdin() -> bytes:

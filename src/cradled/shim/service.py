@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from cradled.errors import AlreadyExists, InvalidArgument, NotFound
-from cradled.shim import log
 from cradled.linux.coroutines import Future
+from cradled.shim import log
 from cradled.shim import messages as m
 from cradled.shim.container import Container, Supervisor
 from cradled.ttrpc.codec import decode

@@ -156,5 +156,5 @@ async def test_delete(tmp_path: Path, daemon: Daemon, bundle: Bundle) -> None:
 
 
 async def test_a_program_that_is_not_there(tmp_path: Path, daemon: Daemon, bundle: Bundle) -> None:
-    with pytest.raises(errors.Error, match="No such file or directory"):
+    with pytest.raises(errors.Error, match="no such file or directory"):
         await BinaryLauncher(daemon, str(tmp_path / "none")).start(bundle, None, "")
