@@ -161,9 +161,13 @@ def parse_options(words: Iterable[str]) -> Options:
 
 def mount(type: str, source: str, words: Iterable[str], target: str) -> None:
     """Mount on ``target``, which exists. Raises OSError with the target's path, ValueError."""
+    if type.startswith("fuse"):
+        from cradled.linux import mounthelper
+
+        if type.startswith(mounthelper.TYPES):
+            mounthelper.mount(type, source, words, target)
+            return
     options = parse_options(words)
-    if type.startswith("fuse."):
-        raise OSError(errno.EOPNOTSUPP, "mounts by a helper program are not supported", target)
     if options.uidmap or options.gidmap:
         _mount_mapped(type, source, options, target)
     elif options.loop:
