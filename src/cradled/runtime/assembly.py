@@ -21,6 +21,7 @@ from cradled.core.tasks import CreateTask, Exit
 from cradled.core.values import AnyValue, Descriptor
 from cradled.linux import processes
 from cradled.linux.tree import remove_tree
+from cradled.rpc.ttrpc_client import ConnectionLost
 from cradled.runtime import bootstrap, checkpoints
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, group_of
@@ -140,7 +141,12 @@ class Assembly:
         # Other shims might not take no for an answer when what they unmount is in use.
         upper = task.upper if task.launcher.is_tidy else ""
         with self._overlays.held(task.bundle.rootfs, upper):
-            return await task.client.delete(task.id, INIT)
+            try:
+                return await task.client.delete(task.id, INIT)
+            except (errors.NotFound, ConnectionLost):
+                raise
+            except errors.Error as error:
+                raise _within("failed to delete task", error) from error
 
     async def dismantle(self, task: Task) -> None:
         """Remove all that is left of a task whose container was deleted."""

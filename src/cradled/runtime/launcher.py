@@ -313,7 +313,7 @@ def runc_options(options: AnyValue | None) -> runc_options_pb2.Options:
     if options is None or not options.type_url:
         return runc_options_pb2.Options()
     if options.type_url.rpartition("/")[2] != RUNC_OPTIONS:
-        raise Error(f"invalid task create option for {DEFAULT_RUNTIME}: {options.type_url}")
+        raise Error(f"invalid task create option for {DEFAULT_RUNTIME}")
     try:
         return runc_options_pb2.Options.FromString(options.value)
     except DecodeError as error:
