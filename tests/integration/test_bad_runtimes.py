@@ -4,24 +4,32 @@ nothing left of what they began. Behind each bad runtime is the real one, until 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from harness import leaks
 from harness.shims import Fifos, Shim, Status, eventually, has_ended, options, request, running
+from harness.tasks import OWN
+from harness.tasks import running as node
 
-from cradled.api import task_v3_pb2, wellknown_pb2
+from cradled.api import runc_options_pb2, task_v3_pb2, wellknown_pb2
+from cradled.core.values import AnyValue
+from cradled.errors import Error
+from cradled.runtime.launcher import RUNC_OPTIONS
+from cradled.runtime.timeouts import Timeouts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 UNKNOWN = 2
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
-LIMIT = 5.0
+LIMIT = 4.0
 COMMANDS = "create start state exec kill pause resume update delete ps"
 
 SCRIPT = """#!/bin/sh
@@ -255,15 +263,12 @@ def neighbour(shim: Shim) -> Iterator[int]:
     assert shim.state("neighbour").status == RUNNING
 
 
-def test_create_with_the_wrong_pid(
-    shim: Shim, runtime: Runtime, stranger: int, neighbour: int
-) -> None:
+def test_create_with_the_wrong_pid(shim: Shim, odd: Runtime, stranger: int, neighbour: int) -> None:
     """The container was made, but of what is not known: it is removed, and nobody else is hurt."""
-    id = f"pid-{runtime.path.name}"
     for script, reason in PIDS.values():
-        runtime.fail("create", f'real "$@" || exit; {known(script, stranger, neighbour)}; exit 0')
-        text = Attempt(shim, runtime, id).run()
-        reason = known(reason, stranger, neighbour).format(f"{shim.bundles}/{id}/init.pid")
+        odd.fail("create", f'real "$@" || exit; {known(script, stranger, neighbour)}; exit 0')
+        text = Attempt(shim, odd, "pid").run()
+        reason = known(reason, stranger, neighbour).format(f"{shim.bundles}/pid/init.pid")
         assert text == f"failed to retrieve OCI runtime container pid: {reason}"
     assert not has_ended(neighbour)
 
@@ -581,3 +586,97 @@ def test_runtimes_that_hang(shim: Shim) -> None:
     eventually(lambda: not leaks.processes_with(str(shim.directory / "runtimes")))
     for command in hung.failures:
         assert_gone(shim, f"hung-{command}", before)
+
+
+def test_a_container_that_is_being_made_can_be_deleted(shim: Shim, odd: Runtime) -> None:
+    """The deletion has its turn when the creation is through."""
+    before = holdings(shim)
+    odd.fail("create", f'cat < {odd.directory}/gate; exec {shutil.which("runc")} "$@"')
+    os.mkfifo(odd.directory / "gate")
+    made = {"id": "making", "bundle": str(shim.bundle("making")), "options": odd.options}
+    creation = shim.channel.send("Create", request("Create", **made))
+    deletion = shim.channel.send("Delete", request("Delete", id="making"))
+    shim.connect()
+    with open(odd.directory / "gate", "w"):
+        pass
+    pid = shim.channel.receive(creation, task_v3_pb2.CreateTaskResponse).pid
+    assert shim.channel.receive(deletion, task_v3_pb2.DeleteResponse).pid == pid
+    assert_gone(shim, "making", before)
+
+
+@pytest.mark.parametrize("fault", ["missing", "fails", "dies", "hangs", "does nothing"])
+def test_the_delete_program(shim: Shim, odd: Runtime, fault: str) -> None:
+    """What cleans up after a dead shim does so without the runtime, if need be."""
+    id = fault.replace(" ", "-")
+    bundle = shim.bundle(id, "/bin/sleep", "1000")
+    with running_alone(shim, bundle, odd) as pid:
+        if fault == "missing":
+            odd.path.unlink()
+        else:
+            odd.fail("delete", {"fails": "exit 3", "dies": "kill -9 $$", "hangs": HUNG,
+                                "does nothing": "exit 0"}[fault])  # fmt: skip
+        done = shim.program("-bundle", str(bundle), "delete", bundle=bundle)
+    response = task_v3_pb2.DeleteResponse.FromString(done.stdout)
+    assert (response.pid, response.exit_status) == (pid, 137)
+    assert bool(done.stderr) == (fault != "does nothing")
+    assert not traces(shim, id)
+    eventually(lambda: has_ended(pid))
+    assert not leaks.processes_with(str(odd.path))
+
+
+@contextmanager
+def running_alone(shim: Shim, bundle: Path, runtime: Runtime) -> Iterator[int]:
+    """A container of a shim that has died, with what it has written down; its pid."""
+    root = f"{shim.runc_root}/{shim.mark}"
+    argv = [str(runtime.path), "--root", root, "--log", "log.json", "--log-format", "json"]
+    words = ["run", "--detach", "--bundle", ".", "--pid-file", "init.pid", bundle.name]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.run([*argv, *words], cwd=bundle, check=True, env=shim.env, **streams)
+    kept = {"binary_name": str(runtime.path), "root": shim.runc_root}
+    (bundle / "options.json").write_text(json.dumps(kept))
+    (bundle / "runtime").write_text(str(runtime.path))
+    yield int((bundle / "init.pid").read_text())
+
+
+async def test_the_limit_is_the_daemon_s(tmp_path: Path) -> None:
+    """Through the whole of it: a hung runtime, an error to the client, and nothing left."""
+    runtime = Runtime(tmp_path, "odd")
+    runtime.fail("create", LATE)
+    message = runc_options_pb2.Options(binary_name=str(runtime.path))
+    async with node(OWN, Timeouts(runtime=1.0)) as own:
+        chosen = AnyValue(RUNC_OPTIONS, message.SerializeToString())
+        own.add("hung", "/bin/sleep", "1000", options=chosen)
+        with pytest.raises(Error, match=r"did not terminate within 1 s$") as caught:
+            await own.create("hung")
+        assert str(caught.value).startswith("failed to create shim task: OCI runtime create")
+        assert not own.bundle("hung").exists()
+        await own.settled()
+        assert not leaks.processes_with(str(runtime.path))
+        runtime.repair()
+        await own.create("hung")
+        runtime.fail("start", HUNG)
+        with pytest.raises(Error, match=r"^OCI runtime start failed: .* did not terminate within"):
+            await own.tasks.start(own.scope, "hung")
+        runtime.repair()
+
+
+async def test_what_docker_looks_for(tmp_path: Path) -> None:
+    """Its exit codes 126 and 127 are made of these words."""
+    async with node(OWN) as own:
+        for args, words in (
+            (("nothing",), "executable file not found"),
+            (("/bin/nothing",), "no such file or directory"),
+            (("/tmp",), "permission denied"),
+            (("/bin/busybox/x",), "not a directory"),
+        ):
+            own.add("words", *args)
+            with pytest.raises(Error) as caught:
+                await own.create("words")
+            assert words in str(caught.value)
+        await own.run("words-exec", "/bin/sleep", "1000")
+        with pytest.raises(Error, match=r"^OCI runtime exec failed: .*executable file not found"):
+            await own.exec("words-exec", "x", "nothing")
+        absent = runc_options_pb2.Options(binary_name="no-runc").SerializeToString()
+        own.add("absent", "/bin/true", options=AnyValue(RUNC_OPTIONS, absent))
+        with pytest.raises(Error, match=r'"no-runc": executable file not found in \$PATH$'):
+            await own.create("absent")

@@ -142,7 +142,7 @@ def _delete(flags: Flags) -> bytes:
     failpoints.hit("shim.program.deleted")
     if trouble:
         print(f"{argv[0]} delete --force {flags['id']}: {trouble}", file=sys.stderr)
-        leftovers.clear(directory, flags["id"], f"{root}/{flags['id']}")
+    leftovers.clear(directory, flags["id"], f"{root}/{flags['id']}")
     mount.unmount_below(f"{directory}/rootfs", detach=True)
     unix.remove_stale(bundle.read_address(directory))
     pid, code, at = bundle.load_exit(directory) or (_pid(directory), _KILLED, time_ns())
