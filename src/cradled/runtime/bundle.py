@@ -9,7 +9,7 @@
         bootstrap.json            where the shim serves; written before the shim is started where we
                                   choose the address, so that a shim is never out of reach
         sandbox                   the sandbox whose shim it is, if any
-        <exec>.pid                by the OCI runtime; until the exec is deleted, if the shim is ours
+        <exec>.pid                by the OCI runtime; until its exit is told, if the shim is ours
         exit.json, options.json, runtime, init.pid, ...   by the shim
 
 A bundle that is being removed is renamed to ``.<id>.<number>`` first; one left like this by a
@@ -134,7 +134,7 @@ class Bundle:
         return (_read(f"{self.path}/sandbox") or b"").decode()
 
     def execs(self) -> list[Exec]:
-        """The processes beside init that were started and not deleted, if the shim is ours."""
+        """The processes beside init whose exits the shim has not told, if it is ours."""
         found = []
         for name in sorted(os.listdir(self.path)):
             id, dot, _ = name.rpartition(".pid")

@@ -322,7 +322,7 @@ class TaskManager:
 
     async def _reap(self, bundle: Bundle, launcher: Launcher, pid: int) -> Sequence[Envelope]:
         """Clean up after a dead shim; what is to be told of its container, if there was one."""
-        # Others' shims do not say which of their execs were deleted.
+        # Others' shims do not say which of their execs are there.
         execs = await threads.run("fs", bundle.execs) if launcher.is_tidy else ()
         end = await self._shims.bury(bundle, launcher, pid)
         failpoints.hit("runtime.reap.buried")

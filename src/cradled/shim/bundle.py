@@ -77,14 +77,6 @@ def read_pid(path: str) -> int:
     return pid
 
 
-def forget_pid(path: str) -> None:
-    """Remove a pid file: what is left of them tells which execs a dead shim had."""
-    try:  # noqa: SIM105 (contextlib is not worth its import)
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
 def mount_rootfs(bundle: str, mounts: Sequence[Mount]) -> None:
     """Make the mounts below ``rootfs``. Raises Error; nothing stays mounted then."""
     if not mounts:

@@ -235,7 +235,6 @@ class Container:
             process.state.done("delete")
             process.exited.set()
             self.execs.pop(exec_id, None)
-            bundle.forget_pid(self._pid_file(exec_id))
         return process
 
     # What is done to processes
@@ -472,7 +471,9 @@ class Container:
         process.exited_at = ending.at
         process.state.done("exit")
         ended = {"exit_status": ending.status, "exited_at": process.end}
-        self._tell("exit", m.TaskExit, id=process.id or self.id, pid=process.pid, **ended)
+        note = self._pid_file(process.id) if process.id else ""
+        exited = {"id": process.id or self.id, "pid": process.pid, **ended}
+        self._tell("exit", m.TaskExit, note, **exited)
         failpoints.hit("shim.exit.told" if process is self.init else "shim.exec.exited")
         process.exited.set()
 
@@ -510,8 +511,8 @@ class Container:
                 break
             await self._shim.loop.sleep(leftovers.PAUSE)
 
-    def _tell(self, topic: str, event: Any, **fields: Any) -> None:
-        self._shim.publisher.send(f"/tasks/{topic}", event(container_id=self.id, **fields))
+    def _tell(self, topic: str, event: Any, note: str = "", /, **fields: Any) -> None:
+        self._shim.publisher.send(f"/tasks/{topic}", event(container_id=self.id, **fields), note)
 
     def _pid_file(self, name: str) -> str:
         return f"{self.bundle}/{name}.pid"

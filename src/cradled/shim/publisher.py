@@ -44,15 +44,17 @@ class Publisher:
         self._loop = loop
         self._address = address.removeprefix("unix://")
         self._namespace = namespace
-        self._queue: list[tuple[str, bytes]] = []
+        self._queue: list[tuple[str, bytes, str]] = []
         self._running: Future | None = None
         self._hint = Future()
         self._socket: socket | None = None
         self._connection = Connection(CLIENT)
 
-    def send(self, topic: str, event: Message) -> None:
-        """Queue an event; it carries the time of this call."""
+    def send(self, topic: str, event: Message, note: str = "") -> None:
+        """Queue an event; it carries the time of this call. The file ``note`` goes when the daemon
+        has taken it."""
         if not self._address:
+            _discard(note)
             return
         envelope = m.Envelope(
             timestamp=timestamp(time_ns()),
@@ -60,7 +62,7 @@ class Publisher:
             topic=topic,
             event=m.Any(type_url=event.NAME, value=encode(event)),
         )
-        self._queue.append((topic, encode(m.ForwardRequest(envelope=envelope))))
+        self._queue.append((topic, encode(m.ForwardRequest(envelope=envelope)), note))
         if len(self._queue) > MAX_QUEUE:
             self._drop()
         if self._running is None or self._running.done:
@@ -76,7 +78,7 @@ class Publisher:
             await self._loop.within(self._running, seconds)
 
     def _drop(self) -> None:
-        for index, (topic, _) in enumerate(self._queue[1:], 1):
+        for index, (topic, _, _) in enumerate(self._queue[1:], 1):
             if topic != EXIT:
                 del self._queue[index]
                 return
@@ -84,7 +86,7 @@ class Publisher:
     async def _run(self) -> None:
         tries, pause = 0, FIRST_TRY
         while self._queue:
-            topic, request = self._queue[0]
+            topic, request, note = self._queue[0]
             try:
                 refusal = await self._forward(request)
                 failpoints.hit("shim.event.answered")
@@ -99,7 +101,9 @@ class Publisher:
                 continue
             tries = 0
             event = self._queue.pop(0)
-            if refusal is not None:
+            if refusal is None:
+                _discard(note)
+            else:
                 log.line(f"event {topic} refused: {refusal}")
                 if topic == EXIT:
                     self._queue.append(event)
@@ -155,3 +159,11 @@ def timestamp(nanoseconds: int) -> m.Timestamp:
     """A time since the epoch as protobuf has it."""
     seconds, nanos = divmod(nanoseconds, 1_000_000_000)
     return m.Timestamp(seconds=seconds, nanos=nanos)
+
+
+def _discard(note: str) -> None:
+    if note:
+        try:  # noqa: SIM105 (contextlib is not worth its import)
+            os.unlink(note)
+        except OSError:
+            pass  # with all the bundle

@@ -276,11 +276,11 @@ def test_a_full_queue_keeps_exits() -> None:
 
     publisher = Publisher(Loop(log.trace), "/nowhere", "ns")
     for number in range(4):
-        publisher._queue.append((EXIT if number % 2 else "/tasks/start", b"%d" % number))
+        publisher._queue.append((EXIT if number % 2 else "/tasks/start", b"%d" % number, ""))
     kept = []
     for _ in range(3):
         publisher._drop()
-        kept.append([int(request) for _, request in publisher._queue])
+        kept.append([int(request) for _, request, _ in publisher._queue])
     # The first may be on its way and is left alone.
     assert kept == [[0, 1, 3]] * 3
 
