@@ -286,6 +286,7 @@ class FakeShims:
         self.deleted: list[str] = []
         self.script: dict[str, Callable[[], Any]] = {}
         self.broken = False
+        self.program = self.path
         self.end = Exit(77, 137, 5)
         self.timeouts = DEFAULT
 
@@ -297,6 +298,9 @@ class FakeShims:
     def of_program(self, path: str) -> FakeShims:
         assert path == self.path
         return self
+
+    def command(self, name: str) -> list[str]:
+        return [self.program]
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:
         return options

@@ -77,6 +77,8 @@ class Assembly:
         joined = await self._sandbox(scope, container.sandbox, request)
         bundle = self.shims.bundle(scope.namespace, request.id)
         spec = container.spec.value if container.spec is not None else b""
+        if b"idMappings" in spec:
+            await self._check_mappings(spec, runtime, options)
         async with Undo() as undo:
             with span("bundle.create"):
                 sandbox = container.sandbox if joined is not None else ""
@@ -113,6 +115,12 @@ class Assembly:
             )
         except errors.Error as error:
             raise _within("failed to create shim task", error) from error
+
+    async def _check_mappings(self, spec: bytes, runtime: str, options: AnyValue | None) -> None:
+        from cradled.runtime import features
+
+        if features.maps_ids_of_mounts(spec):
+            await features.require_mapped_mounts(self.launchers, runtime, options)
 
     async def _unpacked(self, scope: Scope, restore: Restore, bundle: Bundle) -> str:
         """The directory to restore from; empty for none."""

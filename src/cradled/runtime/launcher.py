@@ -44,6 +44,9 @@ RUNC_OPTIONS = "containerd.runc.v1.Options"
 WHOLE_NAMESPACE = ".namespace"
 """The group of all containers of a namespace; none has such an id."""
 
+_LEGACY = ("shim-runc-v1", "shim-runhcs-v1")
+"""In the names of shims that are never told the parameters of today's."""
+
 _BACKLOG = 128
 _PATH_LIMIT = 107  # of a unix socket; below a deep state directory names are cut to fit
 _SHORTEST_NAME = 16
@@ -148,7 +151,8 @@ def resolve(runtime: str) -> str:
             raise Error(f"invalid custom binary path: {runtime}: no such file or directory")
         return runtime
     name = program_name(runtime)
-    places = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
+    path = os.environ.get("PATH", os.defpath)
+    places = os.pathsep.join([os.getcwd(), path, os.path.dirname(sys.executable)])
     import shutil  # of all of it, only foreign shims need this
 
     found = shutil.which(name, path=places)
@@ -166,7 +170,7 @@ class BinaryLauncher:
     def __init__(self, daemon: Daemon, path: str) -> None:
         self.path = path
         self._daemon = daemon
-        self._legacy = False
+        self._legacy = any(name in os.path.basename(path) for name in _LEGACY)
         self._groups: KeyedLock[tuple[str, str]] = KeyedLock("shim start")
 
     def options(self, options: AnyValue | None, /) -> AnyValue | None:

@@ -11,6 +11,7 @@ from cradled import errors
 from cradled.api import runc_options_pb2
 from cradled.core.tasks import Exit
 from cradled.core.values import AnyValue
+from cradled.runtime import bootstrap
 from cradled.runtime import launcher as launchers
 from cradled.runtime.bootstrap import Bootstrap, Daemon
 from cradled.runtime.bundle import Bundle
@@ -82,6 +83,17 @@ def test_a_configured_shim_comes_before_the_usual_one(tmp_path: Path, daemon: Da
         found.of_runtime("io.containerd.gone.v1")
 
 
+def test_the_nearest_program_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("here", "path"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    far = program(tmp_path / "path" / "containerd-shim-odd-v9", "")
+    assert launchers.resolve("io.containerd.odd.v9") == far
+    near = program(tmp_path / "here" / "containerd-shim-odd-v9", "")
+    assert launchers.resolve("io.containerd.odd.v9") == near
+
+
 def test_options_of_our_own_shim(daemon: Daemon) -> None:
     launcher = ZygoteLauncher(daemon, Zygote(), "/state/runc", "crun")
 
@@ -128,6 +140,16 @@ async def test_a_shim_older_than_the_parameters(
     for starts in (2, 3):  # it is asked wrongly once
         assert await launcher.start(bundle, None, "") == Bootstrap(2, "unix:///old")
         assert (Path(bundle.path) / "starts").read_text() == "x\n" * starts
+
+
+async def test_a_shim_that_is_old_by_its_name(
+    tmp_path: Path, daemon: Daemon, bundle: Bundle
+) -> None:
+    path = program(tmp_path / "containerd-shim-runhcs-v1", "cat > stdin; printf unix:///old")
+    options = AnyValue("some.Options", b"value")
+    await BinaryLauncher(daemon, path).start(bundle, options, "")
+    told = (Path(bundle.path) / "stdin").read_bytes()
+    assert told == bootstrap.legacy_params(options)
 
 
 async def test_a_shim_that_fails(tmp_path: Path, daemon: Daemon, bundle: Bundle) -> None:
