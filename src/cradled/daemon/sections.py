@@ -125,17 +125,23 @@ class Native(NamedTuple):
 class ShimManager(NamedTuple):
     """``env`` has ``KEY=value`` texts, ``socket_dir`` defaults to ``<state>/s``.
 
-    Ours are ``binary_name``, the OCI runtime of containers that name none (empty: runc), and
-    ``shims``, absolute paths of shims for runtime types that are not to have their usual one.
+    Ours are ``binary_name``, the OCI runtime of containers that name none (empty: runc), ``shims``,
+    absolute paths of shims for runtime types that are not to have their usual one, and
+    ``grouping``: ``namespace`` puts all containers of each namespace into one shim of ours, which
+    saves most of their memory and has them share its fate; empty: each pod, or container, has one.
     """
 
     env: tuple[str, ...] = ()
     socket_dir: str = ""
     binary_name: str = ""
     shims: Mapping[str, str] = {}
+    grouping: str = ""
 
     def check(self) -> None:
-        """Raises ValueError for a shim that depends on where the daemon is started."""
+        """Raises ValueError for a grouping there is not, and for a shim that depends on where the
+        daemon is started."""
+        if self.grouping not in ("", "namespace"):
+            raise ValueError(f'grouping is "namespace" or empty, not "{self.grouping}"')
         for runtime, path in self.shims.items():
             if not path.startswith("/"):
                 raise ValueError(f'shim "{path}" of {runtime} is no absolute path')
