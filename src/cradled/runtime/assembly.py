@@ -29,8 +29,9 @@ from cradled.runtime.checkpoints import Checkpoints, Restore
 from cradled.runtime.launcher import DEFAULT_RUNTIME, Launcher, remove_socket
 from cradled.runtime.rootfs import Overlays, upper_of
 from cradled.runtime.shim_client import ShimClient
+from cradled.runtime.shim_log import ShimLog
 from cradled.runtime.shims import Shims, reach
-from cradled.runtime.task import INIT, ShimLog, Task
+from cradled.runtime.task import INIT, Task
 from cradled.spans import span
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from cradled.core.tasks import Process
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle
 from cradled.runtime.shim_client import ShimClient
-from cradled.runtime.task import INIT, ShimLog
+from cradled.runtime.shim_log import ShimLog
+from cradled.runtime.task import INIT
 
 log = logging.getLogger(__name__)
 

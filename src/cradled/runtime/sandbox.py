@@ -36,8 +36,8 @@ from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle, bundles, group_of, remove_orphans
 from cradled.runtime.launcher import Launcher
 from cradled.runtime.sandbox_client import SandboxClient
+from cradled.runtime.shim_log import ShimLog
 from cradled.runtime.shims import Shims, reach
-from cradled.runtime.task import ShimLog
 
 log = logging.getLogger(__name__)
 

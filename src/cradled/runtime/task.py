@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any
 
 from cradled import errors, spans
@@ -19,6 +17,7 @@ from cradled.core.tasks import Exit, Process, Status, Stdio
 from cradled.runtime.bundle import Bundle
 from cradled.runtime.launcher import Launcher
 from cradled.runtime.shim_client import ShimClient
+from cradled.runtime.shim_log import ShimLog
 
 log = logging.getLogger(__name__)
 
@@ -154,33 +153,3 @@ class Task:
         watcher = asyncio.get_running_loop().create_task(work)
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
-
-
-class ShimLog:
-    """What a shim writes to its stderr, handed on to the daemon's log line by line."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._id = bundle.id
-        self._rest = b""
-        self._loop = asyncio.get_running_loop()
-        self._fd = bundle.open_log()
-        self._loop.add_reader(self._fd, self._read)
-
-    def _read(self) -> None:
-        with suppress(BlockingIOError):
-            *lines, self._rest = (self._rest + os.read(self._fd, 65536)).split(b"\n")
-            if len(self._rest) > 65536:
-                lines, self._rest = [*lines, self._rest], b""
-            for line in lines:
-                log.info("shim of %s: %s", self._id, line.decode(errors="replace"))
-
-    async def aclose(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hand on what is there, and stop; idempotent."""
-        if self._fd >= 0:
-            self._read()
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
