@@ -91,25 +91,21 @@ class Driver:
             self.drop(name)
         return [took for _, took in made]
 
-    def probes(self, count: int, seconds: int) -> tuple[list[float], float]:
+    def probe(self, names: list[str], seconds: int) -> tuple[list[float], float]:
         """Milliseconds of each exec, once a second in each of many; and the seconds it all took."""
-        names = [self.keep() for _ in range(count)]
 
-        def probe(number: int) -> list[float]:
-            times, due = [], began + number / count
+        def one(number: int) -> list[float]:
+            times, due = [], began + number / len(names)
             for _ in range(seconds):
                 time.sleep(max(0.0, due - time.perf_counter()))
                 due += 1
                 times.append(sum(self.exec(names[number]).values()))
             return times
 
-        with ThreadPoolExecutor(count) as pool:
+        with ThreadPoolExecutor(len(names)) as pool:
             began = time.perf_counter()
-            found = list(itertools.chain(*pool.map(probe, range(count))))
-            elapsed = time.perf_counter() - began
-        for name in names:
-            self.drop(name)
-        return found, elapsed
+            found = list(itertools.chain(*pool.map(one, range(len(names)))))
+            return found, time.perf_counter() - began
 
     def _path(self, name: str) -> str:
         return f"{self.directory}/{name}"

@@ -85,16 +85,13 @@ async def probes(bench: Bench) -> None:
             for number, name in interleaved(subjects, max(1, bench.rounds // 20)):
                 if number < 0:
                     continue
-                subject = subjects[name]
-                before = subject.cpu()
-                times, elapsed = await subject.probes(count, seconds)
-                used = (subject.cpu() - before) / len(times)
+                times, elapsed, used = await subjects[name].probes(count, seconds)
                 what = f"probes, {runtime}, {count} containers"
                 middle, worst = spread(times)
                 bench.report.add(f"{what}: p50", "ms", name, middle)
                 bench.report.add(f"{what}: p99", "ms", name, worst)
                 bench.report.add(f"{what}: execs", "1/s", name, len(times) / elapsed)
-                bench.report.add(f"{what}: CPU each", "ms", name, used * 1e3)
+                bench.report.add(f"{what}: CPU each", "ms", name, used / len(times) * 1e3)
 
 
 async def burst(bench: Bench) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from bench.bare import Bare
 from bench.container import Life, whole_exec, whole_life
@@ -35,8 +35,16 @@ class Subject(Protocol):
     async def burst(self, count: int) -> tuple[list[float], int]:
         """From the same moment until each of many runs; and how many failed to."""
 
-    async def probes(self, count: int, seconds: int) -> tuple[list[float], float]:
-        """Execs, one a second in each of many containers; and the seconds it all took."""
+    async def probes(self, count: int, seconds: int) -> Probes:
+        """Execs, one a second in each of many containers."""
+
+
+class Probes(NamedTuple):
+    """Milliseconds of each exec; the seconds it all took; and the CPU seconds."""
+
+    times: list[float]
+    elapsed: float
+    used: float
 
 
 class Daemon:
@@ -91,10 +99,10 @@ class Daemon:
         await ended(ran)
         return times, count - len(times)
 
-    async def probes(self, count: int, seconds: int) -> tuple[list[float], float]:
+    async def probes(self, count: int, seconds: int) -> Probes:
         lives = [await self.started() for _ in range(count)]
         clock = time.perf_counter
-        began = clock()
+        began, before = clock(), self.cpu()
 
         async def probe(number: int, life: Life) -> list[float]:
             times, due = [], began + number / count
@@ -105,9 +113,9 @@ class Daemon:
             return times
 
         found = await asyncio.gather(*(probe(*each) for each in enumerate(lives)))
-        elapsed = clock() - began
+        elapsed, used = clock() - began, self.cpu() - before
         await ended(lives)
-        return [took for times in found for took in times], elapsed
+        return Probes([took for times in found for took in times], elapsed, used)
 
     async def started(self) -> Life:
         """A container that stays."""
@@ -146,9 +154,14 @@ class BareRuntime:
     async def burst(self, count: int) -> tuple[list[float], int]:
         return await self._bare.ask("burst", count), 0
 
-    async def probes(self, count: int, seconds: int) -> tuple[list[float], float]:
-        found: list[Any] = await self._bare.ask("probes", count, seconds)
-        return found[0], found[1]
+    async def probes(self, count: int, seconds: int) -> Probes:
+        names = [await self._bare.ask("keep") for _ in range(count)]
+        before = self.cpu()
+        times, elapsed = await self._bare.ask("probe", names, seconds)
+        used = self.cpu() - before
+        for name in names:
+            await self._bare.ask("drop", name)
+        return Probes(times, elapsed, used)
 
     async def aclose(self) -> None:
         if self._kept:
