@@ -57,7 +57,8 @@ def test_every_form_of_answer_is_understood(output: bytes, expected: Bootstrap) 
         (b"", errors.Error, "no usable address"),
         (b"\n", errors.Error, "no usable address"),
         (b'{"version":3,"address":"","protocol":"ttrpc"}', errors.Error, "no usable address"),
-        (b'{"version":3,"address":"x","protocol":"http"}', errors.Error, "unsupported shim protocol"),
+        (b'{"version":3,"address":"x","protocol":"http"}', errors.Error,
+         "unsupported shim protocol"),
     ],
 )  # fmt: skip
 def test_what_is_no_answer(output: bytes, error: type[Exception], text: str) -> None:
