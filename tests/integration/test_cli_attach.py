@@ -36,6 +36,40 @@ def test_leave_and_come_back(cradle: Cradle) -> None:
     assert terminal.end() == 7
 
 
+def left_exec(cradle: Cradle, *command: str) -> str:
+    """Run a further command in ``box``, and leave it once it is ready; its id."""
+    terminal = Terminal(cradle, "exec", "-it", "box", *command)
+    terminal.expect("ready")
+    terminal.type(LEAVE)
+    told = terminal.expect("`cradle attach box exec-[0-9a-f]+` comes back")
+    assert terminal.end() == 0
+    return told.split()[3].rstrip("`")
+
+
+def test_leave_an_exec_and_come_back(cradle: Cradle) -> None:
+    cradle.ok("run", "-d", "--name", "box", IMAGE, "sleep", "1000")
+    exec_id = left_exec(cradle, "sh", "-c", "X=42; echo ready; sh -i; exit 6")
+    assert exec_id in cradle.ok("top", "box")
+    for last in (False, True):
+        terminal = Terminal(cradle, "attach", "box", exec_id)
+        terminal.expect("# ")
+        terminal.type("echo $((6*7))\n")
+        terminal.expect("42\r\n")
+        terminal.type("exit\n" if last else LEAVE)
+        assert terminal.end() == (6 if last else 0)
+    assert "not found" in cradle.fails("attach", "box", exec_id)  # it is told once
+
+
+def test_an_exec_that_ends_while_nobody_looks(cradle: Cradle) -> None:
+    cradle.ok("run", "-d", "--name", "box", IMAGE, "sleep", "1000")
+    script = "echo ready; while [ ! -e /end ]; do sleep 0.05; done; exit 6"
+    exec_id = left_exec(cradle, "sh", "-c", script)
+    cradle.ok("exec", "box", "touch", "/end")
+    wait_until(lambda: exec_id not in cradle.ok("top", "box"), "it has ended")
+    assert cradle.run("attach", "box", exec_id).returncode == 6
+    assert "not found" in cradle.fails("attach", "box", exec_id)
+
+
 def test_a_client_that_was_killed(cradle: Cradle) -> None:
     terminal = Terminal(cradle, "run", "-it", "--name", "box", IMAGE, "sh")
     terminal.expect("# ")

@@ -138,6 +138,8 @@ class Container:
 
         Raises FailedPrecondition while it runs, unless ``force``, which kills it.
         """
+        from cradled.client import stdio
+
         try:
             state = await self._session.tasks.get(self.id)
         except NotFound:
@@ -150,6 +152,8 @@ class Container:
             with suppress(NotFound):
                 await self._remove_task(state, alive=alive)
         await self._session.containers.delete(self.id)
+        owner = stdio.owner_of(self._session.scope.namespace, self.id)
+        stdio.remove_owned(owner, self._session.fifo_dir)
         if self.record.snapshot_key:
             with suppress(NotFound):
                 snapshots = self._session.snapshots(self.record.snapshotter)

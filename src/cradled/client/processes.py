@@ -113,9 +113,12 @@ class Process:
 
     async def delete(self) -> Exit:
         """Forget the process, which must have exited, and let go of its streams' other ends."""
-        if self.exec_id:
-            return await self._session.tasks.delete_process(self.container_id, self.exec_id)
-        return await self._session.tasks.delete(self.container_id)
+        if not self.exec_id:
+            return await self._session.tasks.delete(self.container_id)
+        end = await self._session.tasks.delete_process(self.container_id, self.exec_id)
+        if self._pipes is not None:
+            self._pipes.remove(self._session.fifo_dir)
+        return end
 
     async def communicate(self, input: bytes | None = None) -> Result:
         """Write input, read all output, wait for the end and delete the process."""
@@ -144,6 +147,23 @@ class Process:
         pipes, self._pipes = self._pipes, None
         if pipes is not None:
             await pipes.leave()
+
+    async def attach(self) -> None:
+        """Open the streams of a process that was started elsewhere: its input and, from now on, its
+        output, be it pipes or a log file. Of pipes, each client reads what the others have not.
+
+        Raises FailedPrecondition when the output goes elsewhere, or is gone with its maker.
+        """
+        from cradled.client.stdio import Pipes
+
+        stdio = (await self.state()).stdio
+        try:
+            self._pipes = await Pipes.attach(stdio, self.wait)
+        except FailedPrecondition as error:
+            raise FailedPrecondition(f'"{self.container_id}": {error.what}') from error
+        except OSError as error:
+            text = f'streams of "{self.container_id}" are gone: {error.strerror}'
+            raise FailedPrecondition(text) from error
 
     async def __aenter__(self) -> Self:
         return self
@@ -186,22 +206,9 @@ class Task(Process):
         found = await self._session.tasks.pids(self.container_id)
         return [(pid, exec_id(details)) for pid, details in found]
 
-    async def attach(self) -> None:
-        """Open the streams of a task that was started elsewhere: its input and, from now on, its
-        output, be it pipes or a log file. Of pipes, each client reads what the others have not.
-
-        Raises FailedPrecondition when the output goes elsewhere, or is gone with its maker.
-        """
-        from cradled.client.stdio import Pipes
-
-        stdio = (await self.state()).stdio
-        try:
-            self._pipes = await Pipes.attach(stdio, self.wait)
-        except FailedPrecondition as error:
-            raise FailedPrecondition(f'"{self.container_id}": {error.what}') from error
-        except OSError as error:
-            text = f'streams of "{self.container_id}" are gone: {error.strerror}'
-            raise FailedPrecondition(text) from error
+    def process(self, exec_id: str) -> Process:
+        """A further process that was started elsewhere, without streams."""
+        return Process(self._session, self.container_id, exec_id)
 
     async def exec(
         self,
@@ -216,12 +223,13 @@ class Task(Process):
         Environment, directory and user are those of the first process unless given.
         """
         from cradled.client.options import exec_spec
-        from cradled.client.stdio import Pipes, Streams
+        from cradled.client.stdio import Pipes, Streams, owner_of
 
         process_spec = await exec_spec(self._session, self._record, args, options)
         exec_id = f"exec-{os.urandom(8).hex()}"
         streams = Streams(stdin, output, output, options.get("tty", False))
-        pipes = await Pipes.make(self._session.fifo_dir, exec_id, streams)
+        owner = owner_of(self._session.scope.namespace, self.container_id)
+        pipes = await Pipes.make(self._session.fifo_dir, exec_id, streams, owner)
         process = Process(self._session, self.container_id, exec_id, pipes)
         try:
             await self._add(process, pipes, process_spec)

@@ -1,6 +1,6 @@
 """Async. The streams of a process: FIFOs between the client's process and the shim.
 
-    <directory>/<random>/<id>-stdin  <id>-stdout  <id>-stderr
+    <directory>/<owner><random>/<id>-stdin  <id>-stdout  <id>-stderr
 
 The readers are opened before the task is made and never block: a FIFO without a writer is merely
 silent. The shim opens both ends of the outputs, so the container can write whether or not anybody
@@ -53,9 +53,12 @@ class Pipes:
         self._follower: asyncio.Task[None] | None = None
 
     @classmethod
-    async def make(cls, directory: Path, id: str, streams: Streams) -> Pipes:
-        """Make the FIFOs below ``directory`` and open the outputs for reading."""
-        made, stdio = await threads.run("fs", _make_fifos, directory, id, streams)
+    async def make(cls, directory: Path, id: str, streams: Streams, owner: str = "") -> Pipes:
+        """Make the FIFOs below ``directory`` and open the outputs for reading.
+
+        What is left of an ``owner`` (``owner_of``) can be found without knowing its processes.
+        """
+        made, stdio = await threads.run("fs", _make_fifos, directory, id, streams, owner)
         pipes = cls(made, stdio)
         try:
             await pipes._open_outputs()
@@ -109,6 +112,10 @@ class Pipes:
             transport.close()
         self._transports.clear()
 
+    def remove(self, directory: Path) -> None:
+        """Remove the files, if they were made below ``directory``."""
+        remove(self.stdio, directory)
+
     async def _open_outputs(self) -> None:
         self.stdout = await self._open_reader(self.stdio.stdout)
         self.stderr = await self._open_reader(self.stdio.stderr)
@@ -152,6 +159,19 @@ async def _carry(file: int, ended: Awaitable[object], writer: asyncio.StreamWrit
         writer.close()
 
 
+def owner_of(namespace: str, container_id: str) -> str:
+    """The owner of what processes of a container left; none's is the beginning of another's."""
+    return f"{namespace}@{container_id}@"
+
+
+def remove_owned(owner: str, directory: Path) -> None:
+    """Remove all FIFOs of an owner below ``directory``."""
+    with suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            if name.startswith(owner):
+                shutil.rmtree(directory / name, ignore_errors=True)
+
+
 def remove(stdio: Stdio, directory: Path) -> None:
     """Remove FIFOs that were made below ``directory`` and that no client has removed."""
     for path in filter(None, (stdio.stdin, stdio.stdout, stdio.stderr)):
@@ -173,9 +193,9 @@ def _open(path: str, flags: int) -> BinaryIO:
     return cast("BinaryIO", os.fdopen(fd, mode, buffering=0))
 
 
-def _make_fifos(directory: Path, id: str, streams: Streams) -> tuple[Path, Stdio]:
+def _make_fifos(directory: Path, id: str, streams: Streams, owner: str) -> tuple[Path, Stdio]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=directory))
+    made = Path(tempfile.mkdtemp(prefix=owner or None, dir=directory))
     wanted = {
         "stdin": streams.stdin,
         "stdout": streams.stdout,

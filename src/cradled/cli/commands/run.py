@@ -232,7 +232,8 @@ async def _run_to_json(container: Container, task: Task) -> int:
 def exec_(app: App, /, name: str, args: tuple[str, ...], **flags: Any) -> int:
     """Run a further command in the running container NAME.
 
-    The exit status is the command's; 125 to 127 as for `cradle run`.
+    The exit status is the command's; 125 to 127 as for `cradle run`. With -it, ctrl-p ctrl-q leaves
+    it running, and the status is 0.
     """
     detach, interactive, tty = flags["detach"], flags["interactive"], flags["tty"]
     if detach and (interactive or tty):
@@ -252,8 +253,13 @@ def exec_(app: App, /, name: str, args: tuple[str, ...], **flags: Any) -> int:
         async with process:
             if detach:
                 return 0
-            status = await terminal.follow(process, stdin=interactive, tty=tty)
-            await process.delete()
+            try:
+                status = await terminal.follow(process, stdin=interactive, tty=tty, detachable=True)
+            except terminal.Detached:
+                await process.leave()
+                return farewell(name, process.exec_id)
+            with suppress(NotFound):  # who attached to it was faster
+                await process.delete()
             return status
 
     return _guarded(app, main)
