@@ -386,7 +386,6 @@ class Container:
             failpoints.hit("shim.exec.made")
         finally:
             os.unlink(spec)
-            fs.discard(self._pid_file(process.id))
         process.state.done("start")
         self._tell("exec-started", m.TaskExecStarted, exec_id=process.id, pid=process.pid)
         failpoints.hit("shim.exec.told")
@@ -436,9 +435,11 @@ class Container:
         try:
             self._adopt(process)
         except Error:
-            return  # it got no further
-        os.kill(process.pid, SIGKILL)
-        process.pid = 0
+            pass  # it got no further
+        else:
+            os.kill(process.pid, SIGKILL)
+            process.pid = 0
+        fs.discard(self._pid_file(process.id))
 
     def _attend(self) -> None:
         """Learn what is known only while init lives, and wait for its end."""

@@ -13,7 +13,7 @@ import os
 from time import time_ns
 
 from cradled import failpoints
-from cradled.linux import unix
+from cradled.linux import fs, unix
 from cradled.linux.coroutines import Closed, Future
 from cradled.shim import log
 from cradled.shim import messages as m
@@ -54,7 +54,8 @@ class Publisher:
         """Queue an event; it carries the time of this call. The file ``note`` goes when the daemon
         has taken it."""
         if not self._address:
-            _discard(note)
+            if note:
+                fs.discard(note)
             return
         envelope = m.Envelope(
             timestamp=timestamp(time_ns()),
@@ -101,9 +102,9 @@ class Publisher:
                 continue
             tries = 0
             event = self._queue.pop(0)
-            if refusal is None:
-                _discard(note)
-            else:
+            if refusal is None and note:
+                fs.discard(note)
+            elif refusal is not None:
                 log.line(f"event {topic} refused: {refusal}")
                 if topic == EXIT:
                     self._queue.append(event)
@@ -159,11 +160,3 @@ def timestamp(nanoseconds: int) -> m.Timestamp:
     """A time since the epoch as protobuf has it."""
     seconds, nanos = divmod(nanoseconds, 1_000_000_000)
     return m.Timestamp(seconds=seconds, nanos=nanos)
-
-
-def _discard(note: str) -> None:
-    if note:
-        try:  # noqa: SIM105 (contextlib is not worth its import)
-            os.unlink(note)
-        except OSError:
-            pass  # with all the bundle
