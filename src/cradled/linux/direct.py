@@ -100,6 +100,8 @@ class Crun:
         try:
             os.unlink(fifo)
             os.write(fd, b"\0")
+        except OSError:
+            return False  # it has died meanwhile
         finally:
             os.close(fd)
         failpoints.hit("shim.start.released")
@@ -147,6 +149,6 @@ def _remove(groups: Iterable[str], directory: str) -> bool:
             os.unlink(f"{directory}/{name}")
         failpoints.hit("shim.delete.notes")
         os.rmdir(directory)
-    except OSError:
+    except (OSError, TypeError, ValueError):  # the last two: what is named is no path
         return False
     return True

@@ -14,13 +14,12 @@ import errno
 import os
 
 from cradled.errors import Error
-from cradled.linux import cgroup, fs, mount
+from cradled.linux import cgroup, fs, mount, plain_json
 from cradled.shim.bootstrap import GROUP_ANNOTATIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from cradled.shim.messages import Mount, Options
 
@@ -37,9 +36,9 @@ def save_options(bundle: str, options: Options, binary: str) -> None:
 
 def load_options(bundle: str, options: Options) -> Options:
     """Fill in what ``options.json`` and ``runtime`` say; files that are missing say nothing."""
-    values = _load(f"{bundle}/options.json")
+    values = plain_json.load(f"{bundle}/options.json")
     for name, _, _ in options.FIELDS.values():
-        if name in values:
+        if type(values.get(name)) is type(getattr(options, name)):
             setattr(options, name, values[name])
     options.binary_name = _read(f"{bundle}/runtime").strip() or options.binary_name
     return options
@@ -56,8 +55,9 @@ def save_exit(bundle: str, pid: int, status: int, at: int) -> None:
 
 def load_exit(bundle: str) -> tuple[int, int, int] | None:
     """(pid, status, time) of an init whose end was seen; None otherwise."""
-    values = _load(f"{bundle}/exit.json")
-    return (values["pid"], values["exit_status"], values["exited_at"]) if values else None
+    values = plain_json.load(f"{bundle}/exit.json")
+    end = values.get("pid"), values.get("exit_status"), values.get("exited_at")
+    return end if all(type(value) is int for value in end) else None  # type: ignore[return-value]
 
 
 def read_address(bundle: str) -> str:
@@ -115,13 +115,10 @@ def group_annotations(bundle: str) -> dict[str, str]:
     spec = _read(f"{bundle}/config.json")
     if not any(name in spec for name in GROUP_ANNOTATIONS):
         return {}
-    import json  # for the start program only
-
-    try:
-        found = json.loads(spec).get("annotations") or {}
-        return {name: found[name] for name in GROUP_ANNOTATIONS if isinstance(found.get(name), str)}
-    except (ValueError, AttributeError, RecursionError):
+    found = plain_json.parse(spec).get("annotations")
+    if type(found) is not dict:
         return {}
+    return {name: found[name] for name in GROUP_ANNOTATIONS if type(found.get(name)) is str}
 
 
 def write(path: str, text: str, mode: int) -> None:
@@ -131,15 +128,6 @@ def write(path: str, text: str, mode: int) -> None:
         fs.write_all(fd, text.encode())
     finally:
         os.close(fd)
-
-
-def _load(path: str) -> dict[str, Any]:
-    import json  # for the delete program only
-
-    try:
-        return json.loads(_read(path))  # type: ignore[no-any-return]
-    except ValueError:
-        return {}
 
 
 def _read(path: str) -> str:

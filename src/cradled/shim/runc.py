@@ -252,7 +252,8 @@ def last_error(log: str) -> str:
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("level") == "error":
-            return str(entry.get("msg", "")).strip()
+            said = str(entry.get("msg", "")).strip()
+            return said.encode(errors="replace").decode()  # JSON can name what UTF-8 cannot
     return ""
 
 
