@@ -11,8 +11,9 @@ import hashlib
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SCRIPT = """#!{python}
 import sys
@@ -95,9 +96,14 @@ def _start(kind: Kind, flags: dict[str, str]) -> None:
 async def _serve(path: str, kind: Kind) -> None:
     from harness.fake_shim import FakeShim
 
-    shim = FakeShim(path, kind.version, kind.protocol)
+    class Loud(FakeShim):
+        async def enter(self, name: str, call: Any) -> None:
+            with suppress(BrokenPipeError):  # no daemon is there to read
+                os.write(2, f"{kind.protocol} {name}\n".encode())
+            await super().enter(name, call)
+
+    shim = Loud(path, kind.version, kind.protocol)
     await shim.serve()
-    print(f"serving {kind.protocol}", file=sys.stderr, flush=True)
     told = int(sys.argv[3])
     os.write(told, b"1")
     os.close(told)

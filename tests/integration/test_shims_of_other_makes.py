@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,13 +44,15 @@ SETTINGS = """
 @pytest.fixture(scope="module")
 def shims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory = tmp_path_factory.mktemp("d")
-    daemon = Daemon(directory, "cradled", settings=SETTINGS.format(directory / "s"))
-    daemon.start()
-    try:
-        yield daemon
-    finally:
-        daemon.destroy()
-        shutil.rmtree(directory)
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as sockets:
+        daemon = Daemon(directory, "cradled", settings=SETTINGS.format(sockets))
+        daemon.start()
+        try:
+            yield daemon
+        finally:
+            daemon.destroy()
+            shutil.rmtree(directory)
+        assert os.listdir(sockets) == []
 
 
 class Asked:
@@ -90,7 +94,11 @@ def left(daemon: Daemon) -> list[Path]:
     found = [path for kind in ("state", "root")
              for path in (daemon.directory / kind).glob("io.containerd.*v?.*/*/*")
              if daemon.namespace in path.parts]  # fmt: skip
-    return [*found, *(daemon.directory / "s").glob("*")]
+    return [*found, *sockets_of(daemon)]
+
+
+def sockets_of(daemon: Daemon) -> list[Path]:
+    return list(Path(daemon.settings.rpartition("= ")[2].strip(' "\n')).iterdir())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -111,7 +119,10 @@ async def test_a_task_over_a_restart(shims: Daemon, tmp_path: Path, name: str) -
         assert ended.exit_status == 137
         await services.remove("c")
     wait_until(lambda: not left(shims), lambda: str(left(shims)))
-    assert f"shim of c: serving {KINDS[name].protocol}" in shims.log.read_text()
+    # What was written before the daemon had its log open again has waited for it.
+    for rpc in ("connect", "delete"):
+        line = f"shim of c: {KINDS[name].protocol} {rpc}"
+        wait_until(lambda line=line: line in shims.log.read_text(), line)
 
 
 @pytest.mark.parametrize("name", ["message", "grpc"])
@@ -123,12 +134,12 @@ async def test_a_sandbox_over_a_restart(shims: Daemon, tmp_path: Path, name: str
         await services.store.create(sandbox_pb2.StoreCreateRequest(sandbox=pod))
         await services.pods.create(sandbox_pb2.ControllerCreateRequest(**by))
         started = await services.pods.start(sandbox_pb2.ControllerStartRequest(**by))
-        assert started.address.startswith(f"{KINDS[name].protocol}+unix://{shims.directory}/s/")
+        assert started.address.startswith(f"{KINDS[name].protocol}+unix:///tmp/s")
         await services.add("c", sandbox="pod")
         await services.tasks.create(tasks_pb2.CreateTaskRequest(container_id="c"))
     bundle = shims.state / "io.containerd.runtime.v2.task" / shims.namespace / "c"
     assert (bundle / "sandbox").read_text() == "pod"
-    assert len(list((shims.directory / "s").iterdir())) == 1
+    assert len(sockets_of(shims)) == 1
     shims.kill()
     shims.start()
     async with asked(shims, runtime) as services:
@@ -147,3 +158,11 @@ async def test_a_sandbox_over_a_restart(shims: Daemon, tmp_path: Path, name: str
             await services.pods.start(sandbox_pb2.ControllerStartRequest(**by))
         await services.store.delete(sandbox_pb2.StoreDeleteRequest(sandbox_id="pod"))
     wait_until(lambda: not left(shims), lambda: str(left(shims)))
+
+
+def test_a_socket_directory_that_is_too_deep(tmp_path: Path) -> None:
+    """There would be no room for the names that shims put behind it."""
+    daemon = Daemon(tmp_path, "cradled", settings=SETTINGS.format("/run/" + "x" * 40))
+    done = subprocess.run(daemon.command(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "socket_dir is longer than 42 characters" in done.stderr

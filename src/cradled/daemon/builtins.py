@@ -214,11 +214,13 @@ async def _zygote(context: InitContext) -> Any:
 
 
 async def _shims(context: InitContext) -> Any:
-    from cradled.runtime.bootstrap import Daemon
+    from cradled.runtime.bootstrap import SOCKET_DIR_LIMIT, Daemon
     from cradled.runtime.launcher import WHOLE_NAMESPACE, Launchers
     from cradled.runtime.timeouts import Timeouts
 
     config: sections.ShimManager = context.config
+    if len(config.socket_dir) > SOCKET_DIR_LIMIT:
+        raise ValueError(f"socket_dir is longer than {SOCKET_DIR_LIMIT} characters")
     timeout: Callable[[str], float] = context.properties["timeout"]
     daemon = Daemon(
         grpc_address=context.properties["grpc_address"],
