@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from harness import newer
 from harness.daemon import Daemon, target, wait_until
 from harness.dockerd import Dockerd
 
@@ -29,10 +30,25 @@ LINE = "read x; echo got $x; exit 4"
 
 
 @pytest.fixture(scope="module")
-def docker(empty_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
+def runsc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gVisor's runtime, by a script that may be missing what it calls."""
+    path = tmp_path_factory.mktemp("runtime") / "runsc"
+    try:
+        program = str(newer.program("runsc"))
+    except newer.Unavailable:
+        program = "/nonexistent"
+    path.write_text(f'#!/bin/sh\nexec {program} -network=none "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="module")
+def docker(
+    empty_daemon: Daemon, runsc: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Dockerd]:
     docker = Dockerd(empty_daemon)
     try:
-        docker.start()
+        docker.start(f"--add-runtime=runsc={runsc}")
         docker.load_busybox(tmp_path_factory.mktemp("image"))
         yield docker
     finally:
@@ -76,6 +92,26 @@ def test_statuses_of_what_cannot_run(docker: Dockerd) -> None:
     assert docker.run("run", "--rm", "bb", "nosuch").returncode == 127
     assert docker.run("run", "--rm", "bb", "/etc").returncode == 126
     assert docker.run("run", "--rm", "-v", "/nosuch/../:/proc/x", "bb", "true").returncode == 125
+
+
+def test_a_runtime_of_others(docker: Dockerd, runsc: Path, pairing: str) -> None:
+    if "/nonexistent" in runsc.read_text():
+        pytest.skip("there is no runsc")
+    words = ("run", "-d", "--name", "sandbox", "--runtime", "runsc", "--network", "none", "bb")
+    docker.ok(*words, "sh", "-c", LOOP)
+    assert docker.ok("exec", "sandbox", "uname", "-r") == "4.4.0"
+    assert docker.ok("stop", "sandbox") == "sandbox"
+    assert docker.inspect("sandbox", ".State.ExitCode") == "9"
+    docker.ok("rm", "sandbox")
+    if pairing != "ours":  # older engines leave the task of what does not start, whoever has it
+        assert docker.run("run", "--rm", *words[4:], "nosuch").returncode == 127
+
+
+def test_a_shim_by_its_type(docker: Dockerd, pairing: str) -> None:
+    if pairing == "ours":
+        pytest.skip("engines before 23 know runtimes that they are told of")
+    words = ("run", "--rm", "--runtime", "io.containerd.cradled.v2", "bb", "sh", "-c", "exit 7")
+    assert docker.run(*words).returncode == 7
 
 
 def test_init_and_input(docker: Dockerd) -> None:
