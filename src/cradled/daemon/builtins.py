@@ -164,6 +164,44 @@ def _single(context: InitContext, type: str) -> Any:
     return next(iter(found.values()))
 
 
+async def _btrfs(context: InitContext) -> Any:
+    config: sections.Native = context.config
+    root = config.root_path or context.root
+    with open("/proc/self/mountinfo", "rb") as file:
+        if b" - btrfs " not in file.read():
+            raise SkipPlugin(f"{root} is not on btrfs")
+    from cradled.linux import btrfs
+
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    try:
+        btrfs.device(root)
+    except ValueError as error:
+        raise SkipPlugin(str(error)) from None
+    from cradled.snapshotters.btrfs import BtrfsSnapshotter
+
+    snapshotter = BtrfsSnapshotter(root)
+    await snapshotter.start()
+    context.stack.push_async_callback(snapshotter.aclose)
+    context.export("root", snapshotter.root)
+    return snapshotter
+
+
+async def _blockfile(context: InitContext) -> Any:
+    config: sections.Blockfile = context.config
+    root = config.root_path or context.root
+    if not (config.scratch_file or os.path.exists(f"{root}/scratch")):
+        raise SkipPlugin("no scratch file configured")
+    from cradled.snapshotters.blockfile import BlockfileSnapshotter
+
+    options = config._asdict()
+    del options["root_path"]
+    snapshotter = BlockfileSnapshotter(root, **options)
+    await snapshotter.start()
+    context.stack.push_async_callback(snapshotter.aclose)
+    context.export("root", snapshotter.root)
+    return snapshotter
+
+
 async def _metadata(context: InitContext) -> Any:
     from cradled.metadata.db import Database
 
@@ -583,6 +621,10 @@ REGISTRATIONS: tuple[Registration, ...] = (
     Registration(t.SNAPSHOTTER, "native", init=_native, config=sections.Native, has_platform=True),
     Registration(
         t.SNAPSHOTTER, "overlayfs", init=_overlayfs, config=sections.Overlay, has_platform=True
+    ),
+    Registration(t.SNAPSHOTTER, "btrfs", init=_btrfs, config=sections.Native, has_platform=True),
+    Registration(
+        t.SNAPSHOTTER, "blockfile", init=_blockfile, config=sections.Blockfile, has_platform=True
     ),
     Registration(
         t.METADATA,

@@ -22,7 +22,7 @@ _ABSENT = (
     Registration(t.MOUNT_HANDLER, "erofs", has_platform=True),
     *(
         Registration(t.SNAPSHOTTER, id, has_platform=True)
-        for id in ("blockfile", "btrfs", "devmapper", "erofs", "zfs")
+        for id in ("devmapper", "erofs", "zfs")
     ),
     Registration(t.NRI, "nri", (t.INTERNAL, t.WARNING)),
     Registration(t.DIFFER, "erofs", (t.METADATA,)),

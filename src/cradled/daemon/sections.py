@@ -122,6 +122,16 @@ class Native(NamedTuple):
     root_path: str = ""
 
 
+class Blockfile(NamedTuple):
+    """``scratch_file`` is an empty file system of type ``fs_type``."""
+
+    root_path: str = ""
+    scratch_file: str = ""
+    fs_type: str = "ext4"
+    mount_options: tuple[str, ...] = ()
+    recreate_scratch: bool = False
+
+
 class ShimManager(NamedTuple):
     """``env`` has ``KEY=value`` texts, ``socket_dir`` defaults to ``<state>/s``.
 

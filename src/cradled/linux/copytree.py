@@ -48,7 +48,7 @@ def _copy_entry(source: str, target: str, copied: Copied) -> None:
                 os.link(first, target, follow_symlinks=False)
                 return
         if kind == stat.S_IFREG:
-            _copy_file(source, target)
+            copy_file(source, target)
         elif kind == stat.S_IFLNK:
             os.symlink(os.readlink(source), target)
         else:
@@ -70,7 +70,8 @@ def _copy_attributes(source: str, target: str, status: os.stat_result) -> None:
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
 
 
-def _copy_file(source: str, target: str) -> None:
+def copy_file(source: str, target: str) -> None:
+    """Copy what is in a regular file, holes as holes; ``target`` must not exist."""
     reading = os.open(source, _OPEN)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -33,6 +33,20 @@ def attach(path: str, *, read_only: bool = False) -> tuple[str, int]:
         os.close(backing)
 
 
+def is_attached(path: str) -> bool:
+    """Whether some loop device has the file."""
+    path = os.path.realpath(path)
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop"):
+            try:
+                with open(f"/sys/block/{name}/loop/backing_file", "rb") as file:
+                    if os.fsdecode(file.read()).rstrip("\n") == path:
+                        return True
+            except FileNotFoundError:  # it has none
+                continue
+    return False
+
+
 def _configure(backing: int, read_only: bool) -> tuple[str, int]:
     config = bytearray(_CONFIG_SIZE)
     flags = _AUTOCLEAR | (_READ_ONLY if read_only else 0)

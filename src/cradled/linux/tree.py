@@ -21,9 +21,30 @@ def usage(path: str | bytes) -> tuple[int, int]:
 
     Files that vanish meanwhile are not counted.
     """
+    size = inodes = 0
+    for status in _inodes(path):
+        size += status.st_blocks * 512
+        inodes += 1
+    return size, inodes
+
+
+def usage_of_changes(path: str | bytes, base: str | bytes) -> tuple[int, int]:
+    """As ``usage``, of what has changed since the tree was made as a snapshot of ``base``, which
+    has kept its inodes."""
+    known = {(status.st_ino, status.st_ctime_ns) for status in _inodes(base)}
+    size = inodes = 0
+    for status in _inodes(path):
+        if (status.st_ino, status.st_ctime_ns) not in known:
+            size += status.st_blocks * 512
+            inodes += 1
+    return size, inodes
+
+
+def _inodes(path: str | bytes) -> Iterator[os.stat_result]:
+    """Every inode of a tree once."""
     with _Walker(os.open(path, _OPEN)) as walker:
         top = os.fstat(walker.fd)
-        size, inodes = top.st_blocks * 512, 1
+        yield top
         linked: set[int] = set()
         while True:
             for entry in walker.entries():
@@ -39,10 +60,9 @@ def usage(path: str | bytes) -> tuple[int, int]:
                     if status.st_ino in linked:
                         continue
                     linked.add(status.st_ino)
-                size += status.st_blocks * 512
-                inodes += 1
+                yield status
             if not walker.advance():
-                return size, inodes
+                return
 
 
 def remove_tree(path: str | bytes) -> None:

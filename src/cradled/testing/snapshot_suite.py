@@ -193,6 +193,9 @@ async def mounted(snapshotter: Snapshotter, key: str, target: Path) -> AsyncIter
 
 
 class SnapshotMountSuite:
+    counts_files = True
+    """Whether usage tells how many files there are, beside their bytes."""
+
     @pytest.fixture
     def target(self, tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "target"
@@ -257,7 +260,7 @@ class SnapshotMountSuite:
             os.link(target / "file", target / "link")
             (target / "directory").mkdir()
         usage = await snapshotter.usage("k")
-        assert usage.inodes == empty.inodes + 2
+        assert usage.inodes == empty.inodes + (2 if self.counts_files else 0)
         assert 1 << 20 <= usage.size - empty.size <= (1 << 20) + (64 << 10)
         await snapshotter.commit("n", "k", {})
         assert await snapshotter.usage("n") == usage
