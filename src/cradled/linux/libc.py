@@ -81,8 +81,15 @@ def buffer(data: bytes) -> Any:
 
 
 def prctl(option: int, value: int = 0) -> int:
-    """``prctl(option, value, 0, 0, 0)``."""
-    return call("prctl", option, value, 0, 0, 0)
+    """``prctl(option, value, 0, 0, 0)``.
+
+    Not by way of ``call``: each shim does this once, and what has not run in it yet costs memory.
+    """
+    result: int = load().prctl(option, value, 0, 0, 0)
+    if result == -1:
+        error = _errno()
+        raise OSError(error, f"prctl: {os.strerror(error)}")
+    return result
 
 
 def unshare(flags: int) -> None:

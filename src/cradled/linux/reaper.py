@@ -1,10 +1,12 @@
 """Async. The only place where children are waited for.
 
-SIGCHLD and the signals that end the shim arrive as bytes in a pipe (``set_wakeup_fd``). All
+SIGCHLD and the signals that end the process arrive as bytes in a pipe (``set_wakeup_fd``). All
 children are reaped, those that were handed to us as their subreaper too. A process may die before
 anybody knows its pid (a fast ``create`` or ``exec``), so while one of those is in flight, the
 endings of unknown processes are kept. Until a child is reaped here its pid cannot be reused:
 ``kill`` by pid is safe for every process whose end has not been delivered.
+
+Used by the shim: imports only ``os``, ``errors``, ``linux`` and C modules.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from cradled.linux.cgroup import Cgroup
     from cradled.linux.coroutines import Loop
+    from cradled.linux.reaper import Ending, Reaper
     from cradled.shim.publisher import Publisher
-    from cradled.shim.reaper import Ending, Reaper
 
 DRAIN = 10.0
 """Seconds that the deletion of a process waits for its output to be passed on."""

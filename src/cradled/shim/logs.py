@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cradled.linux.coroutines import Loop
-    from cradled.shim.reaper import Reaper
+    from cradled.linux.reaper import Reaper
 
 READY = 60.0
 """Seconds until a program has to be ready."""

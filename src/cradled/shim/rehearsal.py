@@ -4,6 +4,7 @@ A forked shim shares its parent's memory until it writes to it, and CPython writ
 code for the first times: it fills caches, specialises instructions, counts references to names.
 What has run often enough before the fork writes less after it, in every shim. So a client and a
 container, whose runtime and init do nothing, live through all that is common, ``TIMES`` times.
+What only a real runtime or a privileged process can do is played as far as that goes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import gc
 import os
 
-from cradled.linux import libc, unix
+from cradled.linux import direct, libc, unix
+from cradled.linux.coroutines import Future
 from cradled.linux.spawn import spawn
 from cradled.shim import bundle, supervise
 from cradled.shim import messages as m
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 TIMES = 10  # CPython 3.11 specialises what has run eight times
 _PATIENCE = 1.0  # seconds for one time, which takes some milliseconds
 _RUNTIME, _INIT = "true", "cat"
+# What runc keeps of a container, as far as ``direct`` reads it.
+_NOTES = (
+    '{"id":"c","config":{"cgroups":{"path":"/c","Systemd":false},"Hooks":null},'
+    '"rootless":false,"cgroup_paths":{},"intel_rdt_path":""}'
+)
 
 
 def rehearse(directory: str) -> None:
@@ -47,9 +54,16 @@ def rehearse(directory: str) -> None:
         for fd in set(os.listdir("/proc/self/fd")) - set(before):
             if os.path.exists(f"/proc/self/fd/{fd}"):
                 os.close(int(fd))
-        for name in os.listdir(directory):
-            os.unlink(f"{directory}/{name}")
-        os.rmdir(directory)
+        _remove(directory)
+
+
+def _remove(directory: str) -> None:
+    for entry in list(os.scandir(directory)):
+        if entry.is_dir(follow_symlinks=False):
+            _remove(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(directory)
 
 
 def _play(directory: str) -> bool:
@@ -96,8 +110,10 @@ class _Client:
             stdout=f"{self._directory}/stdout", stderr=f"{self._directory}/stderr",
         )  # fmt: skip
         await self._call(loop, "Connect", m.ConnectRequest(id="c"))
+        await self._call(loop, "Create", self._unmountable(create))
         await self._call(loop, "Create", create)
         await self._call(loop, "Start", m.StartRequest(id="c"))
+        await self._start_directly(loop)
         await self._call(loop, "State", m.StateRequest(id="c"))
         await self._call(loop, "Stats", m.StatsRequest(id="c"))
         os.close(end)
@@ -105,6 +121,26 @@ class _Client:
         await self._call(loop, "Delete", m.DeleteRequest(id="c"))
         self.done = True
         await self._call(loop, "Shutdown", m.ShutdownRequest(id="c"))
+
+    def _unmountable(self, create: m.CreateTaskRequest) -> m.CreateTaskRequest:
+        """A container whose root file system does not exist."""
+        missing = f"{self._directory}/missing"
+        rootfs = m.Mount(type="bind", source=missing, options=["rbind", "rw"])
+        return m.CreateTaskRequest(
+            id="m", bundle=create.bundle, options=create.options, rootfs=[rootfs]
+        )
+
+    async def _start_directly(self, loop: Loop) -> None:
+        notes = f"{self._directory}/notes"
+        os.mkdir(notes)
+        bundle.write(f"{notes}/state.json", _NOTES, 0o600)
+        os.mkfifo(f"{notes}/exec.fifo")
+        init = os.open(f"{notes}/exec.fifo", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.write(init, b"0")
+        container = direct.Runc(notes)
+        await container.start(loop, Future())
+        os.close(init)
+        container.delete()
 
     async def forward(self, request: m.ForwardRequest) -> None:
         pass

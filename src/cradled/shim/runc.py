@@ -25,9 +25,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cradled.linux.reaper import Ending
     from cradled.shim.container import Supervisor
     from cradled.shim.messages import CheckpointOptions, Options
-    from cradled.shim.reaper import Ending
 
 DEFAULT_BINARY = "runc"
 DEFAULT_ROOT = "/run/containerd/runc"

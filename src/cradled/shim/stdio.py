@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cradled.linux.coroutines import Loop, Task
+    from cradled.linux.reaper import Reaper
     from cradled.shim.logs import Logger
     from cradled.shim.messages import CreateTaskRequest, ExecProcessRequest
-    from cradled.shim.reaper import Reaper
 
     Move = Callable[[Loop, int, int], Awaitable[bool]]
     """Moves what is there from one descriptor to another; False at the end."""
