@@ -172,14 +172,6 @@ def listed(directory: str) -> list[str]:
         return []
 
 
-def listed(directory: str) -> list[str]:
-    """The names of all files of a group."""
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
-
-
 def number(path: str) -> int:
     """A file of one number; ``max`` is ``NO_LIMIT``."""
     word = text(path).strip()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,10 +174,18 @@ def test_where_groups_are(root: Path) -> None:
     assert sorted(group.pids()) == [1, 2, 3]
 
 
-def test_directories_of_a_path(root: Path) -> None:
-    for name in ("cpu", "memory"):
+def test_directories_of_a_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cpu", "memory", "plain"):
         write(root / name / "g", {"cgroup.procs": ""})
     (root / "pids").mkdir()
+    real = os.stat
+
+    def stat(path: str) -> SimpleNamespace:
+        """All directories but ``plain`` are mounts."""
+        mode, mounted = real(path).st_mode, str(path) not in (str(root), f"{root}/plain")
+        return SimpleNamespace(st_mode=mode, st_dev=int(mounted))
+
+    monkeypatch.setattr(os, "stat", stat)
     assert linux_cgroup.directories("/g") == [f"{root}/cpu/g", f"{root}/memory/g"]
     write(root, {"cgroup.controllers": ""})
     assert linux_cgroup.directories("/g") == []
