@@ -185,7 +185,7 @@ def test_directories_of_a_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
         mode, mounted = real(path).st_mode, str(path) not in (str(root), f"{root}/plain")
         return SimpleNamespace(st_mode=mode, st_dev=int(mounted))
 
-    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(linux_cgroup, "os", SimpleNamespace(**{**vars(os), "stat": stat}))
     assert linux_cgroup.directories("/g") == [f"{root}/cpu/g", f"{root}/memory/g"]
     write(root, {"cgroup.controllers": ""})
     assert linux_cgroup.directories("/g") == []
