@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cradled.api import runc_options_pb2, task_v2_pb2, wellknown_pb2
 from cradled.api import shim_sandbox_pb2 as sandbox_pb
-from cradled.api import task_v2_pb2, wellknown_pb2
 from cradled.api import task_v3_pb2 as pb
+from cradled.api.task_types_pb2 import ProcessInfo
 from cradled.api.types_pb2 import Metric, Platform
 from cradled.convert.values import timestamp
 from cradled.core.tasks import Exit
@@ -51,6 +52,7 @@ class FakeShim:
         self.calls: list[str] = []
         self.namespaces: set[str] = set()
         self.checkpoints: list[str] = []
+        self.requests: dict[str, Any] = {}
         self.script: dict[str, Callable[[], Any]] = {}
         self.processes: dict[tuple[str, str], _Process] = {}
         self.gone = asyncio.Event()
@@ -130,7 +132,7 @@ class FakeShim:
     async def kill(self, call: Call, request: Any) -> Any:
         await self.enter("kill", call)
         if self._find(request).status == STOPPED:
-            raise NotFound("process already finished")
+            raise NotFound("process already finished", verbatim=True)
         self.exit(request.id, 128 + request.signal, request.exec_id)
         return wellknown_pb2.Empty()
 
@@ -165,6 +167,32 @@ class FakeShim:
         self._find(request)
         return pb.StatsResponse(stats=wellknown_pb2.Any(type_url="stats", value=b"1"))
 
+    async def pids(self, call: Call, request: Any) -> Any:
+        await self.enter("pids", call)
+        self._find(request)
+        return pb.PidsResponse(
+            processes=[
+                ProcessInfo(pid=process.pid, info=_details(exec_id) if exec_id else None)
+                for (id, exec_id), process in self.processes.items()
+                if id == request.id
+            ]
+        )
+
+    async def update(self, call: Call, request: Any) -> Any:
+        return await self._noted("update", call, request)
+
+    async def resize_pty(self, call: Call, request: Any) -> Any:
+        return await self._noted("resize_pty", call, request)
+
+    async def close_io(self, call: Call, request: Any) -> Any:
+        return await self._noted("close_io", call, request)
+
+    async def _noted(self, name: str, call: Call, request: Any) -> Any:
+        await self.enter(name, call)
+        self._find(request)
+        self.requests[name] = request
+        return wellknown_pb2.Empty()
+
     async def checkpoint(self, call: Call, request: Any) -> Any:
         await self.enter("checkpoint", call)
         self._find(request)
@@ -198,8 +226,18 @@ class FakeShim:
     def _find(self, request: Any) -> _Process:
         process = self.processes.get((request.id, getattr(request, "exec_id", "")))
         if process is None:
-            raise NotFound("container not created")
+            exec_id = getattr(request, "exec_id", "")
+            if exec_id and (request.id, "") in self.processes:
+                raise NotFound(f"process does not exist {exec_id}", verbatim=True)
+            raise NotFound("container not created", verbatim=True)
         return process
+
+
+def _details(exec_id: str) -> Any:
+    """What the standard shim says of the process of an exec."""
+    details = runc_options_pb2.ProcessDetails(exec_id=exec_id)
+    kind = details.DESCRIPTOR.full_name
+    return wellknown_pb2.Any(type_url=kind, value=details.SerializeToString())
 
 
 class FakeSandbox:
