@@ -22,23 +22,26 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from cradled.zygote import protocol
+
 FD = 3
 VERSION = 1
 """Of this conversation."""
 
-_BYTES = 128 << 10
-_FDS = 64
-
 
 def send(sock: socket.socket, fds: Sequence[int] = (), /, **message: Any) -> None:
     """Raises OSError when the other end is gone."""
-    socket.send_fds(sock, [json.dumps(message).encode()], fds)
+    protocol.send(sock, json.dumps(message).encode(), fds)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The next message, and descriptors that came with it; empty at the end."""
+    """The next message, and descriptors that came with it; empty at the end.
+
+    That the other end was closed before it had read all is told first, and once, even if it had
+    said something.
+    """
     try:
-        data, fds, _, _ = socket.recv_fds(sock, _BYTES, _FDS, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionError:
-        return {}, []
+        data, fds = protocol.receive(sock)
+    except ConnectionResetError:
+        data, fds = protocol.receive(sock)
     return (json.loads(data) if data else {}), fds

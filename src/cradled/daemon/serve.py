@@ -73,9 +73,12 @@ def run(start: Start) -> int:
         _run_loop(_serve(start))
     except PluginError as error:
         log.critical("%s", error)
+        if start.heir is not None:
+            start.heir.fail(str(error))
         return 1
     finally:
-        start.sockets.close()
+        if start.heir is None or start.heir.is_owner:
+            start.sockets.close()
     return 0
 
 
@@ -101,7 +104,6 @@ async def _serve(start: Start) -> None:
     if heir is not None:
         leave = await heir.turn(signals.stop)
         if leave is None:
-            start.sockets.forget()
             return
     upgrades = Upgrades(start.config, start.sockets, start.locks, signals.leave.set)
     if heir is None:

@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from cradled.daemon import handover, listeners
-from cradled.daemon.config import Config
+from cradled.daemon.config import Config, ConfigError
 from cradled.daemon.listeners import Sockets, StartError
 from cradled.daemon.upgrade import Leave, Outcome
+from cradled.errors import Error
 from cradled.version import VERSION
 
 
@@ -39,9 +40,10 @@ class Successor:
         self._control = socket.socket(fileno=handover.FD)
         os.set_inheritable(handover.FD, False)
         self._locks: tuple[int, int] = (-1, -1)
+        self.is_owner = False
+        """Whether what was inherited is not the old daemon's any more."""
         self._old_version = ""
         self._stopped = 0
-        self._took_over = False
 
     def __enter__(self) -> Self:
         return self
@@ -52,9 +54,9 @@ class Successor:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc is not None and not self._took_over:
-            text = str(exc) if isinstance(exc, StartError) else f"{type(exc).__name__}: {exc}"
-            self.fail(text)
+        if exc is not None and not self.is_owner:
+            told = isinstance(exc, (StartError, ConfigError, Error))
+            self.fail(str(exc) if told else f"{type(exc).__name__}: {exc}")
 
     def inherit(self, config: Config) -> Inheritance:
         """Take what the old daemon hands over. Raises StartError when this cannot go on with it."""
@@ -91,10 +93,11 @@ class Successor:
         """Tell that this one serves; False when the old one did not hear it."""
         pause = time.monotonic_ns() - self._stopped
         handover.send(self._control, say="serving", pause=pause)
-        self._took_over = (await self._hear(stop)).get("say") == "yours"
+        heard = (await self._hear(stop)).get("say")
         self.outcome = Outcome(self._old_version, VERSION, os.getpid(), pause=pause)
+        self.is_owner = not stop.is_set()
         self._control.close()
-        return self._took_over
+        return heard == "yours"
 
     def fail(self, why: str) -> None:
         """Have the old daemon go on."""

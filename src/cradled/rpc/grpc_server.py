@@ -73,6 +73,7 @@ class GrpcServer:
         self.router = router
         self.guard = guard
         self.limits = limits
+        self.refusing = False
         self.stopping = False
         self.starter: Starter | None = None
         self._servers: list[asyncio.AbstractServer] = []
@@ -123,6 +124,7 @@ class GrpcServer:
             self.starter.close()
 
     def _refuse(self) -> None:
+        self.refusing = True
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -176,6 +178,10 @@ class _ServerConnection(GrpcConnection):
         super().connection_made(transport)
         if self._tls is not None and not _is_named(transport, self._tls.client):
             self.abort()
+        elif self._server.refusing:  # it was accepted in the very last moment
+            self.drain()
+            if self._server.stopping:
+                self.shut()
 
     def handle(self, event: Event) -> None:
         if type(event) is DataReceived:

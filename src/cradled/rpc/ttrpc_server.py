@@ -36,6 +36,7 @@ class TtrpcServer:
         self._guard = guard
         self._listeners: list[asyncio.AbstractServer] = []
         self._connections: set[aio.ServerConnection] = set()
+        self.stopping = False
 
     async def serve(self, sock: socket.socket) -> None:
         """Accept on a listening unix socket, from now until ``stop``; returns at once."""
@@ -43,6 +44,7 @@ class TtrpcServer:
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, give running calls ``grace`` seconds, then close all connections."""
+        self.stopping = True
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -52,26 +54,27 @@ class TtrpcServer:
         await asyncio.gather(*(connection.aclose() for connection in list(self._connections)))
 
     def _accept(self) -> aio.ServerConnection:
-        connection = _Connection(self._router, self._guard, self._connections)
+        connection = _Connection(self, self._router, self._guard)
+        connection.on_close(lambda: self._connections.discard(connection))
         self._connections.add(connection)
         return connection
 
 
 class _Connection(aio.ServerConnection):
-    def __init__(
-        self, router: Router, guard: Guard | None, connections: set[aio.ServerConnection]
-    ) -> None:
+    def __init__(self, server: TtrpcServer, router: Router, guard: Guard | None) -> None:
         super().__init__(self._serve)
+        self._server = server
         self._router: Router | Routes = router
         self._routes = None if guard is None else partial(guard.routes, router)
         self._peer: Peer | None = None
-        self.on_close(lambda: connections.discard(self))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         self._peer = Peer.of(sock)
-        if self._peer is None or self._peer[1:] != (os.getuid(), os.getgid()):
+        if self._server.stopping:  # it was accepted in the very last moment
+            transport.abort()  # type: ignore[attr-defined]
+        elif self._peer is None or self._peer[1:] != (os.getuid(), os.getgid()):
             log.warning("ttrpc: refused %s", self._peer)
             transport.abort()  # type: ignore[attr-defined]
         elif self._routes is not None:

@@ -349,6 +349,50 @@ async def test_stop_does_not_wait_for_a_client_that_does_not_answer(server, tmp_
     writer.transport.abort()
 
 
+async def test_who_was_accepted_in_the_last_moment_is_sent_away(tmp_path, monkeypatch):
+    """The loop may make a connection known when the server has gone through all it has."""
+    made, real = [], grpc_server.listening.serve
+
+    async def serve(protocol, sock):
+        made.append(protocol)
+        return await real(protocol, sock)
+
+    monkeypatch.setattr(grpc_server.listening, "serve", serve)
+    server = GrpcServer(Router())
+    await server.serve(listening(tmp_path / "sock"))
+    await server.stop(0)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.connect_accepted_socket(made[0], theirs)
+    reader, writer = await asyncio.open_connection(sock=ours)
+    assert frames.goaway(0, frames.ErrorCode.NO_ERROR) in await reader.read()
+    writer.close()
+
+
+async def test_settling_waits_for_calls_that_have_just_begun(stub, server):
+    async with stub.chat() as stream:
+        await stream.send(message("a"))
+        await stream.recv()
+        settling = asyncio.ensure_future(server.settle(60))
+        await stream.send(message("b"))
+        assert (await stream.recv()).version == "b"
+        await stream.done()
+        assert await stream.recv() is None
+        await settling
+    await server.stop(0)
+
+
+async def test_settling_waits_no_longer_than_told(stub, server, service):
+    task = asyncio.ensure_future(stub.say(message("hang")))
+    await service.started.wait()
+    await server.settle(0.01)
+    assert not task.done()
+    await server.stop(0)
+    with pytest.raises(errors.Unavailable, match="stopping"):
+        await task
+
+
 async def test_stop_cancels_what_takes_too_long(stub, server, service):
     task = asyncio.ensure_future(stub.say(message("hang")))
     await service.started.wait()
