@@ -4,6 +4,7 @@ nothing left of what they began. Behind each bad runtime is the real one, until 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,14 +13,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import leaks
 from harness.shims import Fifos, Shim, Status, eventually, has_ended, options, request, running
-from harness.tasks import OWN
+from harness.tasks import OWN, Node
 from harness.tasks import running as node
 
-from cradled.api import runc_options_pb2, task_v3_pb2, wellknown_pb2
+from cradled.api import runc_options_pb2, task_v3_pb2, types_pb2, wellknown_pb2
 from cradled.core.values import AnyValue
 from cradled.errors import Error
 from cradled.runtime.launcher import RUNC_OPTIONS
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 UNKNOWN = 2
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
 LIMIT = 4.0
-COMMANDS = "create start state exec kill pause resume update delete ps"
+COMMANDS = "create start state exec kill pause resume update delete ps features"
 
 SCRIPT = """#!/bin/sh
 for word; do
@@ -680,3 +682,85 @@ async def test_what_docker_looks_for(tmp_path: Path) -> None:
         own.add("absent", "/bin/true", options=AnyValue(RUNC_OPTIONS, absent))
         with pytest.raises(Error, match=r'"no-runc": executable file not found in \$PATH$'):
             await own.create("absent")
+
+
+async def test_a_client_that_does_not_wait_for_a_hung_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody waits for is given up before its time, with the shim that hangs on it."""
+    monkeypatch.setattr("cradled.runtime.manager.TAKE_BACK_SECONDS", 0.1)
+    runtime = Runtime(tmp_path, "odd")
+    runtime.fail("create", LATE)
+    async with node(OWN, Timeouts(shutdown=0.3)) as own:
+        await give_up(own, runtime, "alone")
+        await own.settled()
+        assert not leaks.processes_with(str(runtime.path))
+        runtime.repair()
+        assert await own.run("alone")
+
+
+async def test_a_client_that_does_not_wait_for_a_hung_runtime_of_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shim serves others: it stays, and deletes what it could not make once it knows."""
+    monkeypatch.setattr("cradled.runtime.manager.TAKE_BACK_SECONDS", 0.1)
+    runtime = Runtime(tmp_path, "odd")
+    group = {"io.containerd.runc.v2.group": "pod"}
+    async with node(OWN, Timeouts(shutdown=0.3, runtime=3.0)) as own:
+        own.add("first", "/bin/sleep", "1000", annotations=group)
+        pid = await own.run("first")
+        runtime.fail("create", LATE)
+        await give_up(own, runtime, "second", annotations=group)
+        async with asyncio.timeout(20):
+            while leaks.processes_with(str(runtime.path)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not own.bundle("second").exists()
+        assert not leaks.cgroups_named("second")
+        assert not has_ended(pid)
+        runtime.repair()
+        assert await own.run("second")
+
+
+async def give_up(own: Node, runtime: Runtime, id: str, **spec: Any) -> None:
+    """Create with a runtime that hangs, and go away meanwhile."""
+    message = runc_options_pb2.Options(binary_name=str(runtime.path))
+    chosen = AnyValue(RUNC_OPTIONS, message.SerializeToString())
+    own.add(id, "/bin/sleep", "1000", options=chosen, **spec)
+    creation = asyncio.create_task(own.create(id))
+    while not (own.bundle(id) / "init.pid").exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    creation.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creation
+
+
+@pytest.mark.parametrize("fault", [silent, dies, garbage])
+def test_info_of_a_runtime_that_tells_no_features(shim: Shim, odd: Runtime, fault: Fault) -> None:
+    """As of one that is too old to know the command."""
+    fault(odd, "features")
+    assert features(shim, odd) is None
+    odd.fail("features", "echo '[]'; exit 0")
+    assert features(shim, odd) is None
+    odd.fail("features", 'echo \'{"ociVersionMin":"1.0.0"}\'; exit 0')
+    assert features(shim, odd) == {"ociVersionMin": "1.0.0"}
+    odd.repair()
+    assert "linux" in (features(shim, odd) or {})
+
+
+def features(shim: Shim, runtime: Runtime) -> dict[str, Any] | None:
+    given = runtime.options.SerializeToString()
+    done = shim.program("-info", bundle=shim.bundles / "first", stdin=given)
+    info = types_pb2.RuntimeInfo.FromString(done.stdout)
+    if not info.HasField("features"):
+        return None
+    return dict(json.loads(info.features.value))
+
+
+def test_no_info_of_a_runtime_that_is_not_there(shim: Shim, odd: Runtime) -> None:
+    for fault in (missing, not_executable, of_another_format):
+        fault(odd, "features")
+        given = odd.options.SerializeToString()
+        done = shim.program("-info", bundle=shim.bundles / "first", stdin=given, check=False)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert str(odd.path).encode() in done.stderr
+        odd.repair()

@@ -36,6 +36,7 @@ import os, socket, sys, time
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen()
+FIRST
 HEAD = bytes([0, 0, 0, 4, 0, 0, 0, 1, 2, 0])  # of an answer of four bytes to the first request
 if os.fork():
     os._exit(0)
@@ -119,7 +120,7 @@ async def test_start(node: Node, tmp_path: Path, case: str) -> None:
 LOST = "failed to create shim task: ttrpc: closed"
 SERVICES = {
     "nothing": (
-        "listener.close(); time.sleep(1000)",
+        "time.sleep(1000)",
         "failed to connect to shim: [Errno 111] Connection refused",
     ),
     "a dead line": ("listener.accept()[0].close(); time.sleep(1000)", LOST),
@@ -132,9 +133,9 @@ SERVICES = {
 }
 
 
-def serving(directory: Path, what: str) -> Program:
-    """One that starts a server which listens, and then does something."""
-    (directory / "serve.py").write_text(SERVE + what)
+def serving(directory: Path, what: str, first: str = "") -> Program:
+    """One that starts a server which listens, and then does something, or ``first`` even before."""
+    (directory / "serve.py").write_text(SERVE.replace("FIRST", first) + what)
     address = directory / "shim.sock"
     start = f"{sys.executable} {directory}/serve.py {address}; printf unix://{address}"
     return Program(directory, start)
@@ -144,7 +145,7 @@ def serving(directory: Path, what: str) -> Program:
 async def test_service(node: Node, tmp_path: Path, case: str) -> None:
     """It starts, says where it is, and is no shim."""
     what, text = SERVICES[case]
-    program = serving(tmp_path, what)
+    program = serving(tmp_path, what, "listener.close()" if case == "nothing" else "")
     assert await refusal(node, str(program.path)) == text
 
 

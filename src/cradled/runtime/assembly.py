@@ -230,7 +230,7 @@ class Assembly:
         else:
             await self.dismiss(shim.bundle, shim.launcher, shim.client)
         if not shim.group:  # one that hears nothing, or has not gone when it was told to
-            await threads.run("fs", processes.end_those_in, shim.bundle.path)
+            await threads.run("fs", _end_shim, shim.bundle)
 
     async def _leave(self, bundle: Bundle, client: ShimClient) -> None:
         """Take a container that may be half made out of a sandbox's shim."""
@@ -250,6 +250,13 @@ class Assembly:
             await threads.run("fs", remove_socket, task.client.bootstrap)
         finally:
             await task.aclose()
+
+
+def _end_shim(bundle: Bundle) -> None:
+    """Blocking: end a shim that serves nobody else, wherever it hangs."""
+    processes.end_those_in(bundle.path)
+    with suppress(errors.Error, OSError):
+        remove_socket(bundle.load_bootstrap())
 
 
 def _chosen(of_task: AnyValue | None, of_container: AnyValue | None) -> AnyValue | None:
