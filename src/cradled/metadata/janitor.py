@@ -16,6 +16,7 @@ to name is not removed under its hands.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
@@ -28,6 +29,7 @@ from cradled.errors import Error, FailedPrecondition, NotFound, Unimplemented
 from cradled.metadata.engine import Engine
 
 _AT_ONCE = 16
+_GATHERED = 0.2  # seconds in which removals are waited for, to be made durable together
 _AGAIN = 5.0  # seconds until a backend that did not answer is asked again
 
 Retry = Callable[[], Coroutine[None, None, None]]
@@ -121,11 +123,10 @@ class Janitor:
             with _logged(name):
                 if f"snapshots/{name}" in self._unknown:
                     await self._find_snapshots(name)
-                orphans, busy = self._snapshots[name], True
-                while orphans and busy:
-                    busy = False
-                    for key in sorted(orphans):
-                        busy |= await self._remove_snapshot(name, key)
+                orphans, left = self._snapshots[name], -1
+                while orphans and len(orphans) != left:
+                    left = len(orphans)
+                    await _each(sorted(orphans), functools.partial(self._remove_snapshot, name))
                 with suppress(Unimplemented):  # it has nothing of the kind, as some plugins
                     await self._snapshotters[name].cleanup()
 
@@ -144,6 +145,7 @@ class Janitor:
     async def _look_after(self, name: str) -> None:
         while True:
             await self._called[name].wait()
+            await asyncio.sleep(_GATHERED)
             self._called[name].clear()
             retries, self._retries[name] = self._retries[name], []
             for retry in retries:
@@ -198,20 +200,18 @@ class Janitor:
         )
         return self._engine.one(sql, (digest, digest)) is not None
 
-    async def _remove_snapshot(self, name: str, key: str) -> bool:
-        """Whether it is gone."""
+    async def _remove_snapshot(self, name: str, key: str) -> None:
         try:
             owner = Scope(key.partition("/")[0])
             await bound(self._snapshotters[name], owner).remove(key)
         except NotFound:
             pass
         except FailedPrecondition:  # its children go first
-            return False
+            return
         except (Error, OSError):
             _log.warning("cannot remove snapshot %s of %s", key, name, exc_info=True)
-            return False
+            return
         self._snapshots[name].discard(key)
-        return True
 
 
 async def _each(names: Iterable[str], remove: Callable[[str], Coroutine[None, None, None]]) -> None:

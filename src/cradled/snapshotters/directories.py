@@ -123,14 +123,8 @@ class DirectorySnapshotter(ABC):
 
     async def cleanup(self) -> None:
         async with self._cleaning:
-            names = await threads.run("fs", os.listdir, self._snapshots)
-            # Asked after the listing: what is made meanwhile is in one or the other.
-            kept = {str(id) for id in self._making}
-            kept |= {f"new-{id}" for id in self._making}
-            kept |= {str(record.id) for record in self._records.all()}
-            for name in names:
-                if name not in kept:
-                    await self._trees.remove(f"{self._snapshots}/{name}")
+            for name in await threads.run("fs", self._unrecorded):
+                await self._trees.remove(f"{self._snapshots}/{name}")
 
     def _open(self) -> None:
         os.makedirs(self._snapshots, mode=0o700, exist_ok=True)
@@ -143,6 +137,15 @@ class DirectorySnapshotter(ABC):
         used = [record.id for record in records]
         used += [int(name) for name in (n.removeprefix("new-") for n in names) if name.isdecimal()]
         self._ids = itertools.count(max(used, default=0) + 1)
+
+    def _unrecorded(self) -> list[str]:
+        """The directories that belong to no snapshot, nor to one that is being made."""
+        names = os.listdir(self._snapshots)
+        # Asked after the listing: what is made meanwhile is in one or the other.
+        making = list(self._making)
+        kept = {str(id) for id in (*making, *self._records.ids())}
+        kept |= {f"new-{id}" for id in making}
+        return [name for name in names if name not in kept]
 
     async def _create(self, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
         id = next(self._ids)

@@ -126,6 +126,11 @@ class Records:
         sql = f"SELECT {_COLUMNS} ORDER BY s.id"
         return [_record(row) for row in self._read(lambda reader: reader.execute(sql).fetchall())]
 
+    def ids(self) -> list[int]:
+        """Of every snapshot."""
+        rows = self._read(lambda reader: reader.execute("SELECT id FROM snapshots").fetchall())
+        return [row[0] for row in rows]
+
     def add(self, id: int, key: str, parent: str, kind: Kind, labels: Labels) -> Record:
         """Record a new active or view snapshot under an id that was never used."""
         now = time.time_ns()

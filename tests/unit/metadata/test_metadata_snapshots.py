@@ -152,11 +152,31 @@ async def test_removed_ones_leave_the_backend_soon(world: World, snapshots: Snap
     await snapshots.prepare("k", "n", {})
     await snapshots.remove("k")
     await snapshots.remove("n")
-    for _ in range(100):
-        if not world.layers.infos:
-            break
-        await asyncio.sleep(0)
-    assert world.layers.infos == {}
+    await emptied(world)
+
+
+async def test_removals_in_a_row_share_a_look_at_the_backend(
+    world: World, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    async def cleanup() -> None:
+        looks.append(len(world.layers.infos))
+
+    monkeypatch.setattr(world.layers, "cleanup", cleanup)
+    for number in range(20):
+        await snapshots.prepare(f"k{number}", "", {})
+    for number in range(20):
+        await snapshots.remove(f"k{number}")
+    await emptied(world)
+    assert len(looks) < 10
+
+
+async def emptied(world: World) -> None:
+    """The backend has no snapshot any more."""
+    async with asyncio.timeout(20):
+        while world.layers.infos:  # noqa: ASYNC110 - the fake has nothing to wait for
+            await asyncio.sleep(0.01)
 
 
 async def test_a_failed_prepare_leaves_nothing(world: World, snapshots: Snapshots) -> None:
