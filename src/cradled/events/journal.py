@@ -25,6 +25,8 @@ import os
 import struct
 import time
 
+from google.protobuf.message import DecodeError
+
 from cradled.api.types_pb2 import Envelope as EnvelopeMessage
 from cradled.convert import events as convert
 from cradled.core.events import Envelope
@@ -59,6 +61,7 @@ class Journal:
         self._open()
         self._mark = -1
         self.handed = self._read_mark()
+        self._next = max(self._next, self.handed + 1)  # where damage took more than it left behind
 
     @property
     def last(self) -> int:
@@ -140,9 +143,10 @@ class Journal:
     def _read_mark(self) -> int:
         try:
             with open(f"{self.directory}/handed", "rb") as file:
-                return int(_HANDED.unpack(file.read())[0])
+                found = int(_HANDED.unpack(file.read())[0])
         except (FileNotFoundError, struct.error):
             return self.last
+        return found if found <= segments.HIGHEST else self.last
 
     def _leave(self) -> None:
         if self._fd >= 0:
@@ -250,7 +254,10 @@ class _ToldExits:
     def read(self, payload: bytes) -> None:
         """As ``note``, of any event, serialised."""
         if topics.TASK_EXIT.encode() in payload or topics.TASK_DELETE.encode() in payload:
-            envelope = convert.from_proto(EnvelopeMessage.FromString(payload))
+            try:
+                envelope = convert.from_proto(EnvelopeMessage.FromString(payload))
+            except DecodeError:  # whole, and yet not of our making
+                return
             if envelope.topic in (topics.TASK_EXIT, topics.TASK_DELETE):
                 self.note(envelope)
 

@@ -30,6 +30,9 @@ _RECORD = struct.Struct("<IIQQ")
 _FRONT = struct.Struct("<II")
 _SEALED = struct.Struct("<QQ")
 
+HIGHEST = 1 << 62
+"""No journal gets to a number beyond."""
+
 OVERHEAD = _RECORD.size
 """Bytes of a record beside its payload: no file has more records than its size through this."""
 
@@ -87,7 +90,7 @@ def records(data: bytes, position: int = 0, above: int = 0) -> Iterator[Record]:
         end = position + OVERHEAD + length
         if end > len(data) or zlib.crc32(view[position + _FRONT.size : end]) != checksum:
             return
-        if number and number <= above:
+        if number and not above < number <= HIGHEST:
             return
         yield Record(number, time, data[position + OVERHEAD : end], end)
         above = max(above, number)
@@ -100,7 +103,8 @@ def name_of(first: int) -> str:
 
 def firsts(names: Iterable[str]) -> list[int]:
     """The segments among the names of files, oldest first."""
-    return sorted(int(name) for name in names if len(name) == 20 and name.isdecimal())
+    found = (int(name) for name in names if len(name) == 20 and name.isdecimal())
+    return sorted(first for first in found if first <= HIGHEST)
 
 
 def pack_told(exits: Iterable[Told]) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -400,3 +402,43 @@ def test_a_directory_that_is_gone(tmp_path: Path) -> None:
     assert cursor.read(0) == []
     with pytest.raises(Dropped):
         cursor.read(1)
+
+
+# kill -9
+
+WRITER = """
+import sys
+sys.path[:0] = {path!r}
+from cradled.convert import events as convert
+from cradled.core.events import Envelope
+from cradled.core.values import AnyValue
+from cradled.events.journal import Journal
+journal = Journal({directory!r}, {limit})
+number = journal.last
+while True:
+    number += 1
+    one = Envelope(number, "ns", "/tasks/start", AnyValue("x", b"\\x01" * 20))
+    assert journal.append(one, convert.to_proto(one).SerializeToString()) == number
+    sys.stdout.write(f"{{number}}\\n")
+    sys.stdout.flush()
+"""
+
+
+def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
+    limit = 16 * (BEGIN + 10 * SIZE)
+    program = WRITER.format(path=sys.path, directory=str(tmp_path), limit=limit)
+    acknowledged = 0
+    for lifetime in (1, 7, 60, 200, 2000):
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            for _ in range(lifetime):
+                acknowledged = int(writer.stdout.readline())
+            writer.kill()
+            for line in writer.stdout.read().split(b"\n")[:-1]:
+                acknowledged = int(line)
+        journal = Journal(str(tmp_path), limit)
+        assert acknowledged <= journal.last
+        found = numbers(journal)
+        assert found[-1] >= acknowledged
+        assert found == list(range(journal.oldest, found[-1] + 1))
+        journal.close()
