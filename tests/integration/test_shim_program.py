@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from harness.shims import (
     PATIENCE,
+    PROGRAM,
     SOURCE,
     Channel,
     Shim,
@@ -27,6 +31,7 @@ from harness.shims import (
 )
 
 from cradled.api import runc_options_pb2, task_v3_pb2, types_pb2, wellknown_pb2
+from cradled.linux import unix
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -220,6 +225,76 @@ def _make_groups(name: str) -> Iterator[Path]:
     for parent in [root] if unified else [root / "pids", root / "cpu"]:
         (parent / name).mkdir()
         yield parent / name
+
+
+def test_a_shim_cgroup_that_is_not_there(shim: Shim) -> None:
+    bundle = shim.bundle("lost")
+    given = options(shim_cgroup="/no/such/group").SerializeToString()
+    done = shim.program("start", bundle=bundle, stdin=given, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"failed to load cgroup /no/such/group: not found\n"
+    key = hashlib.sha256(f"{shim.grpc}/{shim.mark}/lost".encode()).hexdigest()
+    assert not os.path.exists(f"/run/containerd/s/{key}")
+
+
+def test_cores_of_its_own(shim: Shim) -> None:
+    """A cookie of the scheduler's that no other has; or the kernel's refusal is told."""
+    bundle = shim.bundle("core")
+    shim.env["SCHED_CORE"] = "1"
+    done = shim.program("start", bundle=bundle, check=False)
+    if done.returncode:
+        assert b"enable sched core support: " in done.stderr
+        assert not (bundle / "address").exists()
+        return
+    channel = Channel(done.stdout.decode().removeprefix("unix://"))
+    cookies = [_core_cookie(pid) for pid in (_connect(channel), os.getpid())]
+    assert 0 != cookies[0] != cookies[1]
+    _shut_down(channel)
+
+
+def _core_cookie(pid: int) -> int:
+    cookie = ctypes.c_ulonglong()
+    assert ctypes.CDLL(None).prctl(62, 0, pid, 0, ctypes.byref(cookie)) == 0
+    return cookie.value
+
+
+def test_many_starts_at_once_find_one_shim(shim: Shim) -> None:
+    annotations = {"io.containerd.runc.v2.group": "crowd"}
+    bundles = [shim.bundle(f"m{number}", annotations=annotations) for number in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        addresses = set(pool.map(shim.start_program, bundles))
+    (address,) = addresses
+    assert os.readlink(bundles[0] / "s") == f"{shim.directory}/s"
+    channel = Channel(address.removeprefix("unix://"))
+    assert _connect(channel) != shim.pid
+    _shut_down(channel)
+
+
+@pytest.mark.parametrize("words", ["", "-socket {path} "])
+def test_one_that_is_started_to_serve(shim: Shim, words: str) -> None:
+    """It listens where it is told, or finds that done; the socket for debugging goes nowhere."""
+    bundle, path = shim.bundle("served"), f"{shim.directory}/own.sock"
+    argv = [sys.executable, "-I", "-S", "-c", PROGRAM, "-namespace", shim.mark]
+    argv += ["-address", shim.grpc, "-id", "served", *words.format(path=path).split()]
+    debug = bundle / "debug"
+    debug.touch()
+    with socket.socket(socket.AF_UNIX) as given:
+        if not words:
+            given.bind(path)
+            given.listen()
+        line = f'exec "$@" 3<&{given.fileno()} 4<{debug}'
+        process = subprocess.Popen(
+            ["bash", "-c", line, "bash", *argv], cwd=bundle, stdin=subprocess.DEVNULL,
+            pass_fds=[given.fileno()], env={**shim.env, "TTRPC_ADDRESS": shim.ear.path},
+        )  # fmt: skip
+    eventually(lambda: unix.is_served(path))
+    channel = Channel(path)
+    assert _connect(channel) == process.pid
+    held = {os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()}
+    assert str(debug) not in held
+    _shut_down(channel)
+    assert process.wait(PATIENCE) == 0
+    assert not os.path.exists(path)
 
 
 def test_info(shim: Shim) -> None:

@@ -35,6 +35,8 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 RESOLVE_CACHED = 0x20
 
+_SCHED_CORE_OF_GROUP = 62, 1, 0, 2, 0  # PR_SCHED_CORE, its command CREATE, of us, PIDTYPE_PGID
+
 _library: Any = None
 _long: Any = None
 _errno: Any = None
@@ -90,6 +92,18 @@ def prctl(option: int, value: int = 0) -> int:
         error = _errno()
         raise OSError(error, f"prctl: {os.strerror(error)}")
     return result
+
+
+def own_core() -> None:
+    """Let no process but those of this process group, and of its descendants, run on a core while
+    one of them does: on hosts whose processors leak from one thread of a core to the other.
+
+    Raises OSError where the kernel cannot do that.
+    """
+    try:
+        call("prctl", *_SCHED_CORE_OF_GROUP)
+    except OSError as error:
+        raise OSError(error.errno, f"enable sched core support: {error.strerror}") from None
 
 
 def unshare(flags: int) -> None:

@@ -294,6 +294,7 @@ class ZygoteLauncher:
             "ttrpc_address": self._daemon.ttrpc_address,
             "runc_root": self._runc_root,
             "runtime_limit": self._daemon.timeouts.runtime,
+            "sched_core": bool((self._daemon.env or {}).get("SCHED_CORE")),
         }
         try:
             with span("zygote.fork"):

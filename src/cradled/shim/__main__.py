@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
+from fcntl import LOCK_EX, flock
 from select import select
 from time import time_ns
 
 from cradled import failpoints
-from cradled.errors import Error
-from cradled.linux import capture, cgroup, leftovers, mount, oom, plain_json, unix
+from cradled.errors import Error, NotFound
+from cradled.linux import capture, cgroup, leftovers, libc, mount, oom, plain_json, unix
 from cradled.linux.signals import SIGKILL
 from cradled.linux.spawn import spawn
 from cradled.shim import bootstrap, bundle, runc
@@ -33,6 +34,7 @@ NAME = "io.containerd.cradled.v2"
 _FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 _KILLED = 128 + SIGKILL
 _LISTENER = 3
+_MAX_FD = 1 << 20
 _PATIENCE = 4.0  # seconds for a runtime: a daemon that waits for us gives up after 5
 
 
@@ -50,11 +52,17 @@ def main() -> int:
             os.write(1, _delete(flags))
         else:
             ttrpc = os.environ.get("TTRPC_ADDRESS") or f"{flags['address']}.ttrpc"
-            _serve(socket(AF_UNIX, SOCK_STREAM, 0, _LISTENER), flags["namespace"], ttrpc)
+            os.closerange(_LISTENER + 1, _MAX_FD)  # a socket for debugging, at which we say nothing
+            _serve(_listener(flags["socket"]), flags["namespace"], ttrpc)
     except (Error, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _listener(path: str) -> socket:
+    """That of a shim which was started to serve: it is given one, or the path for one."""
+    return unix.listen(path) if path else socket(AF_UNIX, SOCK_STREAM, 0, _LISTENER)
 
 
 def _start(flags: Flags) -> bytes:
@@ -62,6 +70,9 @@ def _start(flags: Flags) -> bytes:
     start = bootstrap.Start(flags, os.environ, _stdin())
     directory = flags["bundle"] or os.getcwd()
     group = start.group(bundle.group_annotations(directory))
+    places = _cgroups(start.options.shim_cgroup)
+    if os.environ.get("SCHED_CORE"):
+        libc.own_core()
     path = _socket_path(start, group)
     address = f"unix://{path}"
     listener = _listen(path)
@@ -71,9 +82,11 @@ def _start(flags: Flags) -> bytes:
         if pid == 0:
             _become_shim(listener, start)
         failpoints.hit("shim.program.forked")
-        _place(pid, start.options.shim_cgroup)
+        _place(pid, places)
     # Where older daemons look for the shim after their restart, and ``delete`` for its socket.
     bundle.write(f"{directory}/address", address, 0o644)
+    if start.modern:
+        bundle.point(f"{directory}/s", start.socket_dir)
     return start.answer(address)
 
 
@@ -101,10 +114,14 @@ def _serve(listener: socket, namespace: str, ttrpc_address: str) -> None:
 
 def _listen(path: str) -> socket | None:
     """A listening socket; None when somebody listens there already."""
-    if not unix.remove_stale(path):
-        return None
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    return unix.listen(path)
+    directory = os.path.dirname(path)
+    os.makedirs(directory, 0o700, exist_ok=True)
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flock(fd, LOCK_EX)  # or another of the group might take ours for stale just now
+        return unix.listen(path) if unix.remove_stale(path) else None
+    finally:
+        os.close(fd)
 
 
 def _socket_path(start: Start, group: str) -> str:
@@ -120,11 +137,20 @@ def _sha256(data: bytes) -> str:
     return sha256(data).hexdigest()  # type: ignore[no-any-return]
 
 
-def _place(pid: int, group: str) -> None:
-    """Put the serving process where the options want it; a little likelier to be killed than us."""
-    if group:
-        for directory in cgroup.directories(group):
-            cgroup.join(directory, pid)
+def _cgroups(path: str) -> list[str]:
+    """Where the options want the serving process. Raises NotFound."""
+    if not path:
+        return []
+    directories = cgroup.directories(path)
+    if not directories:
+        raise NotFound(f"failed to load cgroup {path}")
+    return directories
+
+
+def _place(pid: int, directories: list[str]) -> None:
+    """Put the serving process into cgroups; a little likelier to be killed than we are."""
+    for directory in directories:
+        cgroup.join(directory, pid)
     oom.set_score(min(oom.score() + 1, oom.MAX_SCORE), pid)
 
 

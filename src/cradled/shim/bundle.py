@@ -130,6 +130,15 @@ def write(path: str, text: str, mode: int) -> None:
         os.close(fd)
 
 
+def point(path: str, target: str) -> None:
+    """Have a symbolic link lead to ``target``, wherever it led before."""
+    try:  # noqa: SIM105 (contextlib is not worth its import)
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    os.symlink(target, path)
+
+
 def _read(path: str) -> str:
     try:
         return cgroup.read(path)

@@ -36,11 +36,19 @@ def forked(params: dict[str, Any], fds: Sequence[int]) -> None:
 
     ``params``: ``namespace``, ``bundle`` (of the first container; the working directory, and where
     the ``log`` FIFO lies), ``ttrpc_address`` (of the daemon's events service; empty for none), and
-    where it is not the usual one ``runtime_limit`` (seconds for a runtime's command, or None).
+    where it is not the usual one ``runtime_limit`` (seconds for a runtime's command, or None). With
+    ``sched_core`` its processes share no core with others; where that cannot be it does not serve.
     """
+    os.chdir(params["bundle"])
+    if params.get("sched_core"):
+        try:
+            libc.own_core()
+        except OSError as error:
+            log.to_daemon(params["bundle"])
+            log.line(str(error))
+            return
     listener = socket(AF_UNIX, SOCK_STREAM, 0, fds[0])
     os.set_inheritable(fds[0], False)
-    os.chdir(params["bundle"])
     run(
         listener,
         params["namespace"],
