@@ -20,6 +20,9 @@ from bench.targets import NAMESPACE, Target, pss_of
 from cradled.api import namespaces_pb2, tasks_pb2
 from cradled.errors import AlreadyExists, Error
 
+WORKERS_STAY = 12.0
+"""Seconds after which no process that unpacked is kept for the next image."""
+
 
 @dataclass
 class Bench:
@@ -48,7 +51,11 @@ class Bench:
         await target.start()
         await ensure_namespace(target)
         if image:
-            self.chains[name] = await import_image(target, self._layout())
+            await self.load(name)
+
+    async def load(self, name: str) -> None:
+        """Give a daemon the small image."""
+        self.chains[name] = await import_image(self.targets[name], self._layout())
 
     @contextlib.asynccontextmanager
     async def subjects(self, runtime: str) -> AsyncIterator[dict[str, Subject]]:
@@ -93,12 +100,16 @@ async def ensure_namespace(target: Target) -> None:
 
 
 async def memory(bench: Bench) -> None:
-    """Idle, and per running container, containers' own processes left out."""
-    await bench.up()
+    """After the start, after an import, and per running container without its own processes."""
+    await bench.up(image=False)
+    await asyncio.sleep(1)
     for name, target in bench.targets.items():
-        await asyncio.sleep(1)
+        bench.report.add("memory: idle after boot", "MiB", name, target.pss())
+        await bench.load(name)
+    await asyncio.sleep(WORKERS_STAY)
+    for name, target in bench.targets.items():
         idle = target.pss()
-        bench.report.add("memory: idle", "MiB", name, idle)
+        bench.report.add("memory: idle after an import", "MiB", name, idle)
         lives: list[Life] = []
         for count in (20, 100):
             while len(lives) < count:
