@@ -5,18 +5,44 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import click
 import pytest
 
 from cradled import errors
-from cradled.cli import ondemand, output
+from cradled.cli import moments, ondemand, output
 from cradled.cli.__main__ import main
 from cradled.cli.app import _COMMANDS
 from cradled.cli.commands.logs import _seek_tail
 from cradled.cli.commands.run import _volume, variables
 from cradled.cli.failures import Failure, advice, run_status, wording
 from cradled.cli.terminal import Detaching
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("1h30m", timedelta(minutes=90)),
+        ("2d", timedelta(days=2)),
+        ("0s", timedelta()),
+        ("2026-01-31T08:00:00Z", datetime(2026, 1, 31, 8, tzinfo=UTC)),
+        ("2026-01-31 08:00:00+02:00", datetime(2026, 1, 31, 6, tzinfo=UTC)),
+        ("2026-01-31", datetime(2026, 1, 31).astimezone()),
+        ("1042", "1042"),
+        ("6a1c9d02-1042", "6a1c9d02-1042"),
+        ("5x", "5x"),
+    ],
+)
+def test_moments(text: str, moment: object) -> None:
+    assert moments.parse(text) == moment
+
+
+def test_a_time_that_there_is_not() -> None:
+    with pytest.raises(click.UsageError, match="2026-13-01"):
+        moments.parse("2026-13-01")
 
 
 def test_rows_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

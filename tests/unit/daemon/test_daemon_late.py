@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from cradled import errors
-from cradled.api import events_service_pb2, types_pb2, version_pb2, wellknown_pb2
+from cradled.api import (
+    cradled_pb2,
+    events_service_pb2,
+    reflection_pb2,
+    reflection_v1alpha_pb2,
+    types_pb2,
+    version_pb2,
+    wellknown_pb2,
+)
 from cradled.daemon import late
 from cradled.plugin.types import Late
 from cradled.rpc.inprocess import InProcess
@@ -22,6 +30,27 @@ class Version:
 class Events:
     async def subscribe(self, call: Any, request: Any) -> AsyncIterator[Any]:
         yield types_pb2.Envelope(topic="/t")
+
+
+@pytest.mark.parametrize(
+    ("table", "generated"),
+    [
+        (late.journal(), cradled_pb2.Journal),
+        (late.daemon(), cradled_pb2.Daemon),
+        (late.reflection("v1", "reflection_pb2"), reflection_pb2.ServerReflection),
+        (
+            late.reflection("v1alpha", "reflection_v1alpha_pb2"),
+            reflection_v1alpha_pb2.ServerReflection,
+        ),
+    ],
+)
+def test_tables_without_messages_are_as_generated(table: Any, generated: Any) -> None:
+    assert table.name == generated.name
+    assert list(table.methods) == list(generated.methods)
+    for method, known in zip(table.methods.values(), generated.methods.values(), strict=True):
+        assert (method.name, method.path, *method[4:]) == (known.name, known.path, *known[4:])
+        messages = [one.DESCRIPTOR.full_name for one in (method.request, method.response)]
+        assert messages == [one.DESCRIPTOR.full_name for one in (known.request, known.response)]
 
 
 def made(service: Any, implementation: object) -> Any:
