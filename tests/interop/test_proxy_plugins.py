@@ -111,7 +111,7 @@ def test_containers_on_a_snapshotter_of_ours(plugin: Plugin, either: Host, image
     assert [row[-1] for row in snapshots] == ["Committed", "Committed"]
     size = either.ctr("snapshots", "--snapshotter", FAR, "usage")
     assert len(rows(size)) == 2
-    assert len(plugin.trees) == 2
+    wait_until(lambda: len(plugin.trees) == 2, "the container's tree is gone")
     either.ctr("images", "rm", "--sync", IMAGE)
     wait_until(lambda: not plugin.trees, "the plugin's trees are gone")
     assert plugin.stop() == 0
