@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import cradled
 from cradled.api.types_pb2 import Envelope as EnvelopeMessage
 from cradled.client import Client
 from cradled.convert import events as convert
+from cradled.core.tasks import Exit as End
 from cradled.core.tasks import Process, Status
 from cradled.errors import AlreadyExists, Error, NotFound, Unavailable
 from cradled.events import topics
@@ -32,6 +34,7 @@ from harness import leaks
 from harness.daemon import Daemon, wait_until
 from harness.disk import TASKS, names
 
+FIRST = "first"
 IMAGE = "docker.io/library/busybox:test"
 KILLED, UNKNOWN = 128 + signal.SIGKILL, 255
 EXEC_CODE = 3
@@ -103,6 +106,7 @@ class World:
         """How many processes have been killed so far, whatever they were."""
         self.boots = 0
         self.up = asyncio.Event()
+        self._turn = asyncio.Lock()
         temporary = daemon.directory / "tmp"
         temporary.mkdir()
         daemon.env |= {VARIABLE: str(self.points.directory), "TMPDIR": str(temporary)}
@@ -114,11 +118,16 @@ class World:
             yield client
 
     async def start(self) -> None:
-        if self.boots:
-            self.unsure |= set(journalled(self.daemon, handed=False))
-        await asyncio.to_thread(self.daemon.start, *self._flags)
-        self.boots += 1
-        self.up.set()
+        """Start the daemon, unless it is up."""
+        async with self._turn:
+            if not self.is_down():
+                return
+            self.up.clear()
+            if self.boots:
+                self.unsure |= set(journalled(self.daemon, handed=False))
+            await asyncio.to_thread(self.daemon.start, *self._flags)
+            self.boots += 1
+            self.up.set()
 
     async def start_to_die(self) -> None:
         """Start a daemon that does not live long enough to answer; returns when it is dead."""
@@ -143,18 +152,24 @@ class World:
         return self.deaths + self.boots + len(self.points.taken)
 
     async def kill_daemon(self) -> None:
-        self.deaths += 1
-        self.up.clear()
-        await asyncio.to_thread(self.daemon.kill)
+        async with self._turn:
+            self.deaths += 1
+            self.up.clear()
+            await asyncio.to_thread(self.daemon.kill)
 
     def kill(self, *pids: int) -> None:
         for pid in pids:
             self.deaths += 1
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def shims(self) -> list[int]:
         """The forked shims of containers."""
-        return [pid for pid in leaks.marked_processes(self.daemon.mark) if _name(pid) == SHIM]
+        return self.named(SHIM)
+
+    def named(self, name: str) -> list[int]:
+        """All processes of this name."""
+        return [pid for pid in leaks.marked_processes(self.daemon.mark) if _name(pid) == name]
 
     def children(self) -> list[int]:
         """The daemon's own: its zygote and, for a moment, others."""
@@ -192,18 +207,18 @@ class World:
 @asynccontextmanager
 async def kept(world: World) -> AsyncIterator[None]:
     """Start the daemon anew whenever it has died, at a point or by ``World.kill_daemon``."""
-    keeper = asyncio.create_task(_keep(world))
+    over = asyncio.Event()
+    keeper = asyncio.create_task(_keep(world, over))
     try:
         yield
     finally:
-        await _end(keeper)
+        over.set()
+        await keeper
 
 
-async def _keep(world: World) -> None:
-    while True:
-        if world.is_down():
-            world.up.clear()
-            await world.start()
+async def _keep(world: World, over: asyncio.Event) -> None:
+    while not over.is_set():
+        await world.start()
         await asyncio.sleep(POLL)
 
 
@@ -220,6 +235,7 @@ class Ledger:
     def __init__(self, world: World) -> None:
         self._world = world
         self.exits: list[Exit] = []
+        self._statuses: dict[tuple[str, str, int], list[int]] = {}
         self._ready = asyncio.Event()
         self._task = asyncio.create_task(self._listen())
 
@@ -248,16 +264,17 @@ class Ledger:
                         self._ready.set()
                         told = topics.read_task_exit(event.envelope.event)
                         if told is not None:
-                            container_id, process_id, end = told
-                            self.exits.append((container_id, process_id, end.pid, end.status))
+                            self._hear(*told)
             except (Unavailable, OSError, Error):
                 await asyncio.sleep(POLL)
 
+    def _hear(self, container_id: str, process_id: str, end: End) -> None:
+        self.exits.append((container_id, process_id, end.pid, end.status))
+        self._statuses.setdefault((container_id, process_id, end.pid), []).append(end.status)
+
     def of(self, container_id: str, process_id: str, pid: int) -> list[int]:
         """The statuses that were told of a process."""
-        return [
-            status for *process, status in self.exits if process == [container_id, process_id, pid]
-        ]
+        return self._statuses.get((container_id, process_id, pid), [])
 
     def doubled(self) -> list[Exit]:
         """Exits that were told more often than the deaths of the daemon explain."""
@@ -434,3 +451,44 @@ class Life:
             assert len(told) == 1, (self, exec_id, told)
             unseen = {KILLED, UNKNOWN} if self.vanished else set()
             assert told <= {EXEC_CODE, *unseen}, (self, exec_id, told)
+
+
+async def all_live(lives: Iterable[Life]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for life in lives:
+            group.create_task(life.live())
+
+
+async def check(world: World, ledger: Ledger, lives: Sequence[Life]) -> None:
+    """Exits were told once and truly, to those who listen and in the journal; nothing is left."""
+    await world.settled()
+    await until(
+        lambda: not any(life.untold(ledger) for life in lives),
+        lambda: "untold: " + str([(x, x.untold(ledger)) for x in lives if x.untold(ledger)]),
+    )
+    assert ledger.doubled() == []
+    for life in lives:
+        life.check(ledger)
+    await asyncio.to_thread(world.daemon.stop)
+    written = journalled(world.daemon)
+    assert sorted(x for x in written if x[0] != FIRST) == sorted(set(ledger.exits))
+
+
+@asynccontextmanager
+async def prepared(
+    directory: Path, archive: Path, kind: str = "cradled", flags: Sequence[str] = ()
+) -> AsyncIterator[World]:
+    """A daemon with the image, which has run a container already."""
+    directory.mkdir()
+    daemon = Daemon(directory, kind)
+    world = World(daemon, flags)
+    await world.start()
+    try:
+        async with world.client() as client:
+            await client.images.import_(archive)
+        await Life(world, FIRST).live()  # the zygote is ready now
+        yield world
+    finally:
+        world.points.clear()
+        await asyncio.to_thread(daemon.destroy)
+        shutil.rmtree(directory)
