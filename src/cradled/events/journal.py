@@ -24,6 +24,7 @@ import errno
 import os
 import struct
 import time
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -39,6 +40,9 @@ LIMIT = 16 << 20
 
 _SEGMENTS = 16
 _INITS_KEPT, _PASSING_KEPT = 4096, 256  # exits that are remembered, at the most
+K = TypeVar("K")
+V = TypeVar("V")
+
 _HANDED = struct.Struct("<Q")
 
 
@@ -79,8 +83,7 @@ class Journal:
         Raises OSError; then the number is nobody's.
         """
         number, self._next = self._next, self._next + 1
-        if envelope.topic in (topics.TASK_EXIT, topics.TASK_DELETE):
-            self._told.note(envelope)
+        self._told.note(envelope)
         frame = segments.record(number, time.time_ns(), encoded)
         if len(frame) > self._limit // 2:
             raise OSError(errno.EFBIG, f"event of {len(encoded)} bytes is too large to be kept")
@@ -226,53 +229,54 @@ class _ToldExits:
     not know yet that they were. So it is with tasks that have been deleted."""
 
     def __init__(self) -> None:
-        self._inits: dict[Told, None] = {}
+        self._inits: dict[tuple[str, str], Told] = {}
         self._execs: dict[Told, None] = {}
         self._deleted: dict[Told, None] = {}
 
     def all(self) -> set[Told]:
-        return {*self._inits, *self._execs, *self._deleted}
+        return {*self._inits.values(), *self._execs, *self._deleted}
 
     def lasting(self) -> set[Told]:
-        """Those of tasks that are still there."""
-        return {*self._inits, *self._execs}
+        """Those of tasks that are still there, and of execs."""
+        return {*self._inits.values(), *self._execs}
 
     def note(self, envelope: Envelope) -> None:
-        """Look at an event of an exit or a deletion."""
-        if (exited := topics.read_task_exit(envelope.event)) is not None:
-            container_id, process_id, end = exited
-            self._add((envelope.namespace, container_id, process_id, end.pid))
-        elif (deleted := topics.read_task_deletion(envelope.event)) is not None:
+        """Look at any event."""
+        if envelope.topic == topics.TASK_EXIT:
+            if (exited := topics.read_task_exit(envelope.event)) is not None:
+                container_id, process_id, end = exited
+                self._add((envelope.namespace, container_id, process_id, end.pid))
+        elif (
+            envelope.topic == topics.TASK_DELETE
+            and (deleted := topics.read_task_deletion(envelope.event)) is not None
+        ):
             container_id, process_id = deleted
             if process_id in ("", container_id):
-                for known in (self._inits, self._execs):
-                    gone = [one for one in known if one[:2] == (envelope.namespace, container_id)]
-                    for one in gone:
-                        del known[one]
-                        _keep(self._deleted, one, _PASSING_KEPT)
+                gone = self._inits.pop((envelope.namespace, container_id), None)
+                if gone is not None:
+                    _keep(self._deleted, gone, None, _PASSING_KEPT)
 
     def read(self, payload: bytes) -> None:
-        """As ``note``, of any event, serialised."""
+        """As ``note``, of an event that is serialised."""
         if topics.TASK_EXIT.encode() in payload or topics.TASK_DELETE.encode() in payload:
             try:
-                envelope = convert.from_proto(EnvelopeMessage.FromString(payload))
+                self.note(convert.from_proto(EnvelopeMessage.FromString(payload)))
             except DecodeError:  # whole, and yet not of our making
                 return
-            if envelope.topic in (topics.TASK_EXIT, topics.TASK_DELETE):
-                self.note(envelope)
 
     def restore(self, payload: bytes) -> None:
         for one in segments.unpack_told(payload):
             self._add(one)
 
     def _add(self, exited: Told) -> None:
-        _, container_id, process_id, _ = exited
-        is_init = container_id == process_id
-        known, most = (self._inits, _INITS_KEPT) if is_init else (self._execs, _PASSING_KEPT)
-        _keep(known, exited, most)
+        namespace, container_id, process_id, _ = exited
+        if container_id == process_id:
+            _keep(self._inits, (namespace, container_id), exited, _INITS_KEPT)
+        else:
+            _keep(self._execs, exited, None, _PASSING_KEPT)
 
 
-def _keep(known: dict[Told, None], one: Told, most: int) -> None:
-    known[one] = None
+def _keep(known: dict[K, V], key: K, value: V, most: int) -> None:
+    known[key] = value
     if len(known) > most:
         del known[next(iter(known))]

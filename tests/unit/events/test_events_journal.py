@@ -271,7 +271,7 @@ def test_exits_are_remembered_until_their_task_is_deleted(tmp_path: Path) -> Non
         write(journal, envelope(number))
     journal.close()
     journal = Journal(str(tmp_path), limit)
-    assert journal.exits() == {("ns", "c", "c", 7)}
+    assert journal.exits() == {("ns", "c", "c", 7), ("ns", "a", "probe", 7)}
     journal.close()
 
 
