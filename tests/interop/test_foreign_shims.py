@@ -36,11 +36,13 @@ def pid_of(daemon: Daemon, name: str) -> int:
     return int(next(row[1] for row in rows(daemon.ctr("tasks", "ls")) if row[0] == name))
 
 
-def detached(daemon: Daemon, name: str, *command: str) -> int:
-    """Run a container in the background; its pid."""
-    words = command or ("sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done")
-    daemon.ctr("run", "-d", "--null-io", IMAGE, name, *words)
-    return pid_of(daemon, name)
+def detached(daemon: Daemon, name: str) -> int:
+    """Run a container in the background that exits with 9 when it is asked to; its pid."""
+    script = "trap 'exit 9' TERM; while :; do sleep 0.1; done"
+    daemon.ctr("run", "-d", "--null-io", IMAGE, name, "sh", "-c", script)
+    pid = pid_of(daemon, name)
+    wait_until(Path(f"/proc/{pid}/task/{pid}/children").read_text, "the trap is set")
+    return pid
 
 
 def shim_of(pid: int) -> int:
@@ -164,7 +166,8 @@ def test_output_to_a_program(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_numbers(daemon: Daemon) -> None:
-    detached(daemon, "c1", "sh", "-c", "sleep 1000 & sleep 1000 & wait")
+    script = "sleep 1000 & sleep 1000 & wait"
+    daemon.ctr("run", "-d", "--null-io", IMAGE, "c1", "sh", "-c", script)
     wait_until(lambda: len(rows(daemon.ctr("tasks", "ps", "c1"))) == 3, "three processes")
     metrics = json.loads(daemon.ctr("tasks", "metrics", "--format", "json", "c1"))
     assert int(metrics["pids"]["current"]) == 3
