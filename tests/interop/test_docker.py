@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.parametrize("pairing", ["ours", "newer-runc"], indirect=True, scope="module"),
 ]
 
-LOOP = "trap 'exit 9' TERM; while :; do sleep 0.1; done"
+LOOP = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done"
 LINE = "read x; echo got $x; exit 4"
 
 
@@ -99,6 +99,7 @@ def test_a_runtime_of_others(docker: Dockerd, runsc: Path, pairing: str) -> None
         pytest.skip("there is no runsc")
     words = ("run", "-d", "--name", "sandbox", "--runtime", "runsc", "--network", "none", "bb")
     docker.ok(*words, "sh", "-c", LOOP)
+    wait_until(lambda: docker.ok("logs", "sandbox") == "ready", "it heeds signals")
     assert docker.ok("exec", "sandbox", "uname", "-r") == "4.4.0"
     assert docker.ok("stop", "sandbox") == "sandbox"
     assert docker.inspect("sandbox", ".State.ExitCode") == "9"
@@ -226,6 +227,7 @@ def test_our_daemon_comes_back_under_it(docker: Dockerd) -> None:
     """One container runs on, one ends while nobody looks; dockerd learns both."""
     for name in ("stays", "ends"):
         docker.ok("run", "-d", "--name", name, "bb", "sh", "-c", LOOP)
+    wait_until(lambda: docker.ok("logs", "ends") == "ready", "it heeds signals")
     pid = int(docker.inspect("ends", ".State.Pid"))
     docker.daemon.kill()
     os.kill(pid, 15)
