@@ -14,6 +14,7 @@ from cradled.shim import log
 from cradled.shim.rehearsal import rehearse
 from cradled.shim.runc import LIMIT
 from cradled.shim.supervise import run
+from cradled.zygote import protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 def prepare() -> None:
     """Make this process ready to be forked from: called by the zygote, once."""
     libc.load()
-    directory = f"{os.environ.get('TMPDIR', '/tmp')}/.cradled-{os.getpid()}"
     try:
-        rehearse(directory)
+        rehearse(protocol.scratch(os.environ, os.getpid()))
     except OSError as error:  # shims will be larger, nothing else
         log.line(f"rehearsal: {error}")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import cradled
 from cradled.linux.limits import restore_files
+from cradled.linux.tree import remove_tree
 from cradled.zygote import protocol
 
 PRELOAD = ("cradled.shim.serve",)
@@ -149,6 +150,7 @@ class _Process:
         self.control.setblocking(False)
         with theirs:
             self.pid = _spawn(theirs.fileno(), preload, env)
+        self._scratch = protocol.scratch(env, self.pid)
         restore_files(self.pid)  # long before its first child
         self.died = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -160,6 +162,8 @@ class _Process:
         with suppress(ChildProcessError):  # the embedding program may reap all there is
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         os.close(self._pidfd)
+        if os.path.isdir(self._scratch):
+            self._loop.run_in_executor(None, _clear, self._scratch)
         self.died.set()
 
     def kill(self) -> None:
@@ -170,6 +174,11 @@ class _Process:
     def close(self) -> None:
         """Closing the control socket ends it."""
         self.control.close()
+
+
+def _clear(directory: str) -> None:
+    with suppress(OSError):
+        remove_tree(directory)
 
 
 async def _readable(fd: int) -> None:

@@ -17,7 +17,7 @@ from sys import byteorder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 # The zygote's end of the control socket.
@@ -29,6 +29,11 @@ MAX_MESSAGE = 128 << 10
 
 
 _INT = 4
+
+
+def scratch(env: Mapping[str, str], pid: int) -> str:
+    """A directory that a zygote may make for itself; who started it removes it when it dies."""
+    return f"{env.get('TMPDIR', '/tmp')}/.cradled-{pid}"
 
 
 def send(sock: socket, data: bytes, fds: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cradled import failpoints
 from cradled.linux import limits
 from cradled.zygote import client, protocol
 from cradled.zygote.client import MAX_FDS, Zygote, ZygoteLost
@@ -234,6 +235,23 @@ async def test_a_zygote_that_dies_at_any_moment_has_forked_or_is_replaced(zygote
         (result,) = await asyncio.gather(asking, return_exceptions=True)
         assert not isinstance(result, BaseException)
         await ended(result[1])
+
+
+async def test_a_zygote_that_dies_while_it_rehearses_leaves_nothing(tmp_path: Path) -> None:
+    points, scratch = tmp_path / "points", tmp_path / "scratch"
+    points.mkdir()
+    scratch.mkdir()
+    (points / "shim.create.options").write_text(str(int(signal.SIGKILL)))
+    env = {**os.environ, failpoints.VARIABLE: str(points), "TMPDIR": str(scratch)}
+    zygote = Zygote(env=env)
+    zygote.start()
+    await until(lambda: zygote.pid is None)
+    assert [path.name.rpartition(".")[0] for path in points.iterdir()] == ["shim.create.options"]
+    await until(lambda: not list(scratch.iterdir()))
+    zygote.start()
+    assert zygote.pid is not None
+    await zygote.aclose()
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.fixture
