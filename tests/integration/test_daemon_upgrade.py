@@ -335,7 +335,8 @@ def test_stores_that_it_cannot_open(tmp_path: Path, path: Path) -> None:
     with daemon(tmp_path, path) as program:
         write_program(
             path,
-            "from cradled.metadata import schema\nschema.VERSION -= 1",
+            "from cradled.metadata import schema\nschema.VERSION -= 1\n"
+            'schema.STATEMENTS += ("CREATE TABLE more (x)",)',
         )
         assert "load required plugin io.containerd.metadata.v1.bolt" in fails(program)
 

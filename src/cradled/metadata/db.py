@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterable, Mapping
 
-from cradled import identifiers
+from cradled import damage, identifiers
 from cradled.core.content import ContentStore
 from cradled.core.events import Publisher
-from cradled.core.scope import Scope
+from cradled.core.scope import Scope, is_remote
 from cradled.core.snapshots import Snapshotter
+from cradled.damage import Damaged
 from cradled.errors import InvalidArgument
 from cradled.metadata import containers, content, snapshots
 from cradled.metadata.backend_names import BackendNames
@@ -29,6 +32,8 @@ from cradled.metadata.namespaces import Namespaces
 from cradled.metadata.sandboxes import Sandboxes
 from cradled.metadata.snapshots import Snapshots
 
+_log = logging.getLogger(__name__)
+
 
 class Database:
     """All metadata of one daemon. Made by ``open``; ``aclose`` when done."""
@@ -41,6 +46,8 @@ class Database:
         isolated: bool,
     ) -> None:
         self.engine = engine
+        self.rebuild: damage.Rebuild | None = None
+        """What is to be taken in, because the file that knew it is damaged or gone."""
         self.janitor = Janitor(engine, backend, snapshotters)
         self.namespaces = Namespaces(engine, self.janitor)
         names = BackendNames(engine)
@@ -67,11 +74,21 @@ class Database:
 
         ``isolated``: a namespace gets a blob that another has only by sending all its bytes.
         Not ``durable``: a power failure may take what was done last, or the whole file.
-        Raises FailedPrecondition for a file that a newer version wrote.
+        A damaged file is set aside and a new one begun (``damage``); ``repair.rebuild`` then takes
+        in what is known otherwise. Raises FailedPrecondition for a file that a newer version wrote.
         """
-        engine = Engine(path, publisher, durable=durable)
+        is_new = not (os.path.exists(path) and os.stat(path).st_size)
+        try:
+            engine = Engine(path, publisher, durable=durable)
+        except Damaged as error:
+            rebuild = damage.set_aside(path, str(error))
+            _log.error("%s is damaged: %s; now %s", path, error, rebuild.damaged[-1])
+            engine = Engine(path, publisher, durable=durable)
         db = cls(engine, content, snapshotters, isolated)
         try:
+            if is_new and await _is_used(content, snapshotters.values()):
+                damage.Rebuild.begin(path, "it was missing")
+            db.rebuild = damage.Rebuild.load(path)
             for common in db._snapshotters.values():
                 await snapshots.recover(common)
         except BaseException:
@@ -143,3 +160,14 @@ class ScopedDatabase:
     def snapshots(self, name: str, /) -> Snapshots:
         """Raises InvalidArgument ``snapshotter not loaded: x``."""
         return self._db.snapshots_of(self.scope, name)
+
+
+async def _is_used(content: ContentStore, snapshotters: Iterable[Snapshotter]) -> bool:
+    """Whether the stores of this process have anything."""
+    async for _ in content.walk():
+        return True
+    for snapshotter in snapshotters:
+        if not is_remote(snapshotter):
+            async for _ in snapshotter.walk():
+                return True
+    return False

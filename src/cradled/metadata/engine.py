@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from cradled import failpoints, spans
+from cradled import damage, failpoints, spans
 from cradled.aio import lag
 from cradled.core.events import Envelope, Publisher
 from cradled.errors import Internal, ResourceExhausted
@@ -148,7 +148,8 @@ class Measures:
 class Engine:
     """One database file, used by one process and one event loop.
 
-    Commits of one that is not ``durable`` survive the process, not a power failure.
+    Commits of one that is not ``durable`` survive the process, not a power failure. Raises
+    ``damage.Damaged`` for a file that is no good.
     """
 
     def __init__(self, path: str, publisher: Publisher | None, *, durable: bool = True) -> None:
@@ -164,7 +165,7 @@ class Engine:
         self._touched: set[str] | None = None
         self._changes = 0
         self._closing = False
-        self._writer = _connect(path)
+        self._writer = damage.opened(path, _connect)
         if not durable:
             self._writer.execute("PRAGMA synchronous=OFF")
         try:
@@ -208,11 +209,17 @@ class Engine:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """All rows of a read, from the latest durable state."""
-        return self._reader.execute(sql, parameters).fetchall()
+        try:
+            return self._reader.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
 
     def one(self, sql: str, parameters: Sequence[Any] = ()) -> Row | None:
         """The first row of a read, or None."""
-        row: Row | None = self._reader.execute(sql, parameters).fetchone()
+        try:
+            row: Row | None = self._reader.execute(sql, parameters).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
         return row
 
     async def scan(
@@ -223,14 +230,17 @@ class Engine:
         Lets the loop do other work after each page of rows.
         """
         connection = self._scanners.pop() if self._scanners else self.reader()
-        cursor = connection.execute(sql, parameters)
+        cursor = connection.cursor()
         found: list[T] = []
         try:
+            cursor.execute(sql, parameters)
             while rows := cursor.fetchmany(PAGE):
                 found += [made for row in rows if (made := make(row)) is not None]
                 if len(rows) < PAGE:
                     break
                 await asyncio.sleep(0)
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
         finally:
             cursor.close()
             self._scanners.append(connection)
@@ -257,6 +267,13 @@ class Engine:
 
     def stop_touching(self) -> None:
         self._touched = None
+
+    def _failed(self, error: sqlite3.DatabaseError) -> Exception:
+        """What to raise in the place of an error of SQLite's; damage is remembered."""
+        if not damage.suspect(self.path, error):
+            return error
+        _log.critical("%s is damaged: %s; restart the daemon to have it repaired", self.path, error)
+        return Internal(f"metadata is damaged: {error}: restart the daemon to have it repaired")
 
     async def aclose(self) -> None:
         """Run what waits, then close the file. Idempotent."""
@@ -324,6 +341,9 @@ class Engine:
         before = self._writer.total_changes
         try:
             job.result = job.command(transaction)
+        except sqlite3.DatabaseError as error:
+            job.error = self._failed(error)
+            return self._writer.total_changes == before
         except Exception as error:
             job.error = error
             return self._writer.total_changes == before
@@ -342,6 +362,8 @@ class Engine:
         if self._writer.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
+        if isinstance(error, sqlite3.DatabaseError):
+            self._failed(error)
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         for job in batch:
             what = f"metadata commit: {error}"

@@ -14,7 +14,7 @@ transaction that renames the snapshot. What a crash leaves there is carried on a
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 _TABLES = """
 CREATE TABLE namespaces (

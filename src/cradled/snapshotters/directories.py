@@ -1,6 +1,6 @@
 """Async. What snapshotters share that keep each snapshot in a directory of its own.
 
-    <root>/metadata.db           see ``records``
+    <root>/metadata.db           see ``records``; made again from what ``descriptions`` say
     <root>/snapshots/<id>/       one snapshot; ids are never used twice while one exists
     <root>/snapshots/new-<id>/   being made
 
@@ -15,16 +15,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 from cradled import filters as filter_language
 from cradled.aio import threads
 from cradled.core.mount import Mount
 from cradled.core.snapshots import Kind, SnapshotInfo, Usage
 from cradled.core.values import Labels
-from cradled.errors import FailedPrecondition, InvalidArgument, quote
+from cradled.errors import Error, FailedPrecondition, InvalidArgument, quote
 from cradled.linux import fs, tree
+from cradled.snapshotters import descriptions
 from cradled.snapshotters.records import Record, Records
 from cradled.snapshotters.trees import ThreadTrees, Trees
 
@@ -81,7 +84,7 @@ class DirectorySnapshotter(ABC):
 
     async def update(self, info: SnapshotInfo, fieldpaths: Sequence[str] = (), /) -> SnapshotInfo:
         change = _Relabel(info, fieldpaths)
-        return self.info_of(await threads.run("fs", self._records.relabel, info.name, change))
+        return self.info_of(await threads.run("fs", self._relabel, info.name, change))
 
     async def usage(self, key: str, /) -> Usage:
         record = self._records.get(key)
@@ -128,7 +131,7 @@ class DirectorySnapshotter(ABC):
 
     def _open(self) -> None:
         os.makedirs(self._snapshots, mode=0o700, exist_ok=True)
-        self._records = Records(f"{self.root}/metadata.db")
+        self._records = descriptions.open_records(f"{self.root}/metadata.db", self._snapshots)
         records = self._records.all()
         names = set(os.listdir(self._snapshots))
         for record in records:
@@ -158,7 +161,8 @@ class DirectorySnapshotter(ABC):
 
     def _make_recorded(self, id: int, kind: Kind, key: str, parent: str, labels: Labels) -> Record:
         parent_id = self._records.parent(parent).id if parent else None
-        self._make(Record(id, key, parent_id, kind, 0, 0, labels, 0, 0, parent))
+        now = time.time_ns()
+        self._make(Record(id, key, parent_id, kind, now, now, labels, 0, 0, parent))
         try:
             return self._records.add(id, key, parent, kind, labels)
         except BaseException:
@@ -168,11 +172,36 @@ class DirectorySnapshotter(ABC):
     def _make(self, record: Record) -> None:
         new = f"{self._snapshots}/new-{record.id}"
         self.fill(new, record)
+        descriptions.write(new, record)
         os.rename(new, f"{self._snapshots}/{record.id}")
 
+    def _relabel(self, key: str, change: _Relabel) -> Record:
+        record = self._records.relabel(key, change)
+        descriptions.write(f"{self._snapshots}/{record.id}", record)
+        return record
+
     def _commit(self, name: str, key: str, labels: Labels, usage: Usage, parent: str) -> None:
-        self.sync_files()
-        self._records.commit(name, key, labels, usage, parent)
+        before = self._records.get(key)
+        path = f"{self._snapshots}/{before.id}"
+        descriptions.write(path, self._committed(before, name, labels, usage, parent))
+        try:
+            self.sync_files()
+            self._records.commit(name, key, labels, usage, parent)
+        except BaseException:
+            descriptions.write(path, before)
+            raise
+
+    def _committed(
+        self, before: Record, name: str, labels: Labels, usage: Usage, parent: str
+    ) -> Record:
+        """What an active snapshot is once it is committed, for its description."""
+        parent_id, now = before.parent, time.time_ns()
+        with suppress(Error):  # the records refuse it then
+            parent_id = self._records.parent(parent).id if parent else parent_id
+        return before._replace(
+            key=name, parent=parent_id, kind=Kind.COMMITTED, created_at=now, updated_at=now,
+            labels=labels, size=usage.size, inodes=usage.inodes,
+        )  # fmt: skip
 
 
 class _Relabel:

@@ -18,15 +18,17 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from cradled import failpoints
+from cradled import damage, failpoints
 from cradled.core.snapshots import Kind, SnapshotInfo, Usage
 from cradled.core.values import Labels
+from cradled.damage import Damaged
 from cradled.errors import (
     AlreadyExists,
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -49,6 +51,7 @@ CREATE TABLE IF NOT EXISTS snapshots (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS children ON snapshots (parent);
 """
+_FIELDS = "id", "key", "parent", "kind", "created_at", "updated_at", "labels", "size", "inodes"
 _COLUMNS = """
     s.id, s.key, s.parent, s.kind, s.created_at, s.updated_at, s.labels, s.size, s.inodes, p.key
     FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent
@@ -87,11 +90,20 @@ class Record(NamedTuple):
 
 
 class Records:
-    """The table. Texts of errors are those of the reference."""
+    """The table. Texts of errors are those of the reference. Raises Damaged for a file that is no
+    good."""
 
     def __init__(self, path: str) -> None:
-        self._writer = _connect(path)
-        self._writer.executescript(_SCHEMA)
+        self.path = path
+        self._writer = damage.opened(path, _connect)
+        try:
+            self._writer.executescript(_SCHEMA)
+            _find(self._writer, "")
+        except sqlite3.OperationalError as error:
+            self._writer.close()
+            if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+                raise Damaged(f"it has other tables: {error}") from error
+            raise
         self._reader = _connect(path)
         self._turn = threading.Lock()
         self._reading = threading.Lock()
@@ -205,15 +217,40 @@ class Records:
 
         return self._change(relabel)
 
+    def restore(self, records: Iterable[Record]) -> None:
+        """Add what was known of snapshots before; of several for one id or key the first.
+
+        A snapshot whose ancestors are not all there is left out: it could not be used.
+        """
+        wanted: dict[int, Record] = {}
+        for record in records:
+            wanted.setdefault(record.id, record)
+
+        def restore(transaction: sqlite3.Connection) -> None:
+            for id in sorted(wanted, key=lambda id: len(_lineage(id, wanted))):
+                parent = wanted[id].parent
+                there = "SELECT 1 FROM snapshots WHERE id = ? AND kind = ?"
+                key = (parent, int(Kind.COMMITTED))
+                if parent is None or transaction.execute(there, key).fetchone():
+                    row = _row(wanted[id])
+                    transaction.execute(
+                        "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
+                    )
+
+        self._change(restore)
+
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         with self._reading:
             if self._closed:
                 raise Unavailable("snapshotter is closed")
-            return query(self._reader)
+            try:
+                return query(self._reader)
+            except sqlite3.DatabaseError as error:
+                raise _failed(self.path, error) from error
 
     def _change(self, command: Callable[[sqlite3.Connection], T]) -> T:
         """Run a command and return when it is durable."""
-        change = _Change(command)
+        change = _Change(command, self.path)
         self._waiting.append(change)
         with self._turn:
             if not change.done:
@@ -235,7 +272,7 @@ class Records:
                 failpoints.hit("snapshots.records.commit")
         except Exception as error:  # e.g. no space left: nobody's change was made
             for change in batch:
-                change.error = error
+                change.error = _failed(self.path, error)
         finally:
             for change in batch:
                 change.done = True
@@ -244,8 +281,9 @@ class Records:
 class _Change:
     """A command in a batch: undone alone when it fails."""
 
-    def __init__(self, command: Callable[[sqlite3.Connection], object]) -> None:
+    def __init__(self, command: Callable[[sqlite3.Connection], object], path: str) -> None:
         self._command = command
+        self._path = path
         self.done = False
         self.result: object = None
         self.error: Exception | None = None
@@ -255,7 +293,7 @@ class _Change:
         try:
             self.result = self._command(transaction)
         except Exception as error:  # raised where the change was asked for
-            self.error = error
+            self.error = _failed(self._path, error)
             transaction.execute("ROLLBACK TO change")
         transaction.execute("RELEASE change")
 
@@ -278,6 +316,41 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def salvage(path: str) -> Iterator[Record]:
+    """What can be read of a damaged file; one may come more than once."""
+    for row in damage.readable(path, "snapshots", _FIELDS, ("key",)):
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            record = _record((*row, ""))
+            if record.key and type(record.id) is int and isinstance(record.parent, int | None):
+                _row(record)
+                yield record
+
+
+def _failed(path: str, error: Exception) -> Exception:
+    """What to raise in the place of an error of SQLite's; damage is remembered."""
+    if not damage.suspect(path, error):
+        return error
+    return Internal(f"{path} is damaged: {error}: restart the daemon to have it repaired")
+
+
+def _row(record: Record) -> tuple[object, ...]:
+    return (
+        *(record.id, record.key, record.parent, int(record.kind), int(record.created_at)),
+        *(int(record.updated_at), json.dumps(dict(record.labels))),
+        *(int(record.size), int(record.inodes)),
+    )
+
+
+def _lineage(id: int, records: dict[int, Record]) -> list[int]:
+    """Ids from a snapshot's parent upwards, as far as they are known."""
+    found: list[int] = []
+    parent = records[id].parent
+    while parent is not None and parent not in found and parent in records:
+        found.append(parent)
+        parent = records[parent].parent
+    return found
 
 
 def _record(row: tuple[int, str, int, int, int, int, str, int, int, str]) -> Record:

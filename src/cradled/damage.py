@@ -1,0 +1,215 @@
+"""Blocking. SQLite files that went bad: finding it out, setting them aside, reading what is left.
+
+    <path>.suspect              somebody met damage in the file while using it: why, as text
+    <path>.damaged-<date>       a damaged file, with its -wal and -shm; nobody ever removes it
+    <path>.rebuild              what is being put together again (``Rebuild``), JSON
+
+A file is looked at when it is opened: all of it if it is small, if it was not closed properly, or
+if it is suspect. Damage in a big one is met when it is used; the next start then looks at it.
+
+The damaged file is renamed after ``.rebuild`` says so, and that names what has been taken in since.
+So a rebuilding that is broken off at any point goes on at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+from cradled.linux import fs
+
+SMALL = 4 << 20
+"""Bytes of a file that costs so little to look at (1 ms a MiB) that it is done at every start."""
+
+_MAGIC = b"SQLite format 3\0"
+_SIDES = ("-wal", "-shm")
+_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+
+Row = tuple[Any, ...]
+
+
+class Damaged(Exception):
+    """The file is no database that can be used; the text says why."""
+
+
+class Rebuild:
+    """What is known of a database that is put together again; kept in ``<path>.rebuild``.
+
+    ``done`` are the parts that were taken in. It stays for good: a store that comes into sight
+    later, say because its plugin was switched off, is taken in then.
+    """
+
+    def __init__(
+        self, path: str, reason: str, date: str, damaged: list[str], done: list[str]
+    ) -> None:
+        self.path = path
+        self.reason = reason
+        self.date = date
+        self.damaged = damaged
+        self.done = done
+
+    @classmethod
+    def load(cls, path: str) -> Rebuild | None:
+        """That of a database; None where nothing was ever wrong."""
+        try:
+            with open(f"{path}.rebuild", encoding="utf-8", errors="replace") as file:
+                text = file.read()
+        except FileNotFoundError:
+            return None
+        try:
+            told = json.loads(text)
+            reason, date = str(told["reason"]), str(told["date"])
+            damaged, done = ([str(one) for one in told[name]] for name in ("damaged", "done"))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return cls(path, "the notes of a rebuilding were damaged", _date(), [], [])
+        return cls(path, reason, date, damaged, done)
+
+    @classmethod
+    def begin(cls, path: str, reason: str, damaged: Sequence[str] = ()) -> Rebuild:
+        """Note that all is to be taken in, from the start."""
+        before = cls.load(path)
+        known = before.damaged if before is not None else []
+        made = cls(path, reason, _date(), [*known, *damaged], [])
+        made._save()
+        return made
+
+    def finish(self, part: str) -> None:
+        """Note that a part was taken in."""
+        self.done.append(part)
+        self._save()
+
+    def _save(self) -> None:
+        told = {key: getattr(self, key) for key in ("reason", "date", "damaged", "done")}
+        fs.atomic_write(f"{self.path}.rebuild", json.dumps(told, indent=1).encode(), 0o600)
+
+
+def opened(path: str, connect: Callable[[str], sqlite3.Connection]) -> sqlite3.Connection:
+    """Connect to a database file that can be used, as far as one can tell. Raises Damaged."""
+    suspect = os.path.exists(f"{path}.suspect")
+    thorough = suspect or os.path.exists(f"{path}-wal")
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        size = 0
+        _set_sides_aside(path)
+    if size:
+        with open(path, "rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise Damaged("it is no SQLite file")
+    connection = None
+    try:
+        connection = connect(path)
+        if size and (thorough or size <= SMALL):
+            _examine(connection, "integrity_check" if suspect else "quick_check")
+    except sqlite3.DatabaseError as error:
+        if connection is not None:
+            connection.close()
+        if not _tells(error) and not isinstance(error, _Found):
+            raise
+        raise Damaged(str(error)) from error
+    if suspect:
+        fs.discard(f"{path}.suspect")
+    return connection
+
+
+class _Found(sqlite3.DatabaseError):
+    """A check found something."""
+
+
+def _examine(connection: sqlite3.Connection, check: str) -> None:
+    rows = connection.execute(f"PRAGMA {check}(1)").fetchall()
+    if rows != [("ok",)]:
+        raise _Found("; ".join(str(row[0]).replace("\n", " ") for row in rows) or "no answer")
+
+
+def _tells(error: BaseException) -> bool:
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _CODES
+
+
+def suspect(path: str, error: BaseException) -> bool:
+    """Whether an error that was met tells of damage; then the next start will look closely."""
+    if not _tells(error):
+        return False
+    with contextlib.suppress(OSError):
+        fs.atomic_write(f"{path}.suspect", f"{error}\n".encode(), 0o600)
+    return True
+
+
+def set_aside(path: str, reason: str) -> Rebuild:
+    """Rename a damaged file and what belongs to it out of the way; nothing is removed."""
+    target = _free(f"{path}.damaged-{_date()}")
+    rebuild = Rebuild.begin(path, reason, [target])
+    for side in (*_SIDES, ""):  # the main file last: with it everything begins again
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{side}", f"{target}{side}")
+    fs.discard(f"{path}.suspect")
+    fs.sync_directory(os.path.dirname(path) or ".")
+    return rebuild
+
+
+def _set_sides_aside(path: str) -> None:
+    """A log without its file is another file's: it must not be applied to a new one."""
+    if os.path.exists(f"{path}-wal"):
+        target = _free(f"{path}.damaged-{_date()}")
+        for side in _SIDES:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{path}{side}", f"{target}{side}")
+
+
+def _free(wanted: str) -> str:
+    number, path = 1, wanted
+    while any(os.path.lexists(f"{path}{side}") for side in ("", *_SIDES)):
+        number += 1
+        path = f"{wanted}-{number}"
+    return path
+
+
+def _date() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+
+
+def readable(path: str, table: str, columns: Sequence[str], key: Sequence[str]) -> Iterator[Row]:
+    """The rows of a table that can be read in a damaged file; one may come more than once.
+
+    Read from the front to the first place that cannot be read, and from the end, in the order of
+    the table and in that of its ``key``: what lies between the first and the last such place may be
+    missed. The file is not written to.
+    """
+    keys = (", ".join(key), ", ".join(f"{column} DESC" for column in key))
+    beside = [f"{path}{side}" for side in _SIDES if not os.path.exists(f"{path}{side}")]
+    try:
+        for order in ("rowid", "rowid DESC", *keys):
+            sql = f"SELECT {', '.join(columns)} FROM {table} ORDER BY {order}"
+            whole = yield from _until_damage(path, sql)
+            if whole:
+                return
+    finally:
+        for made in beside:
+            fs.discard(made)
+
+
+def _until_damage(path: str, sql: str) -> Generator[Row, None, bool]:
+    """Rows up to the first place that cannot be read; returns whether there was none."""
+    connection = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
+    try:
+        connection.execute("PRAGMA writable_schema=ON")  # a bad definition spoils one table only
+        cursor = connection.execute(sql)
+        while (row := cursor.fetchone()) is not None:
+            yield row
+    except (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def _uri(path: str) -> str:
+    """For reading only."""
+    for character in "%?#":
+        path = path.replace(character, f"%{ord(character):02x}")
+    return f"file:{path}?mode=ro"
