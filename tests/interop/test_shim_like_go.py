@@ -147,9 +147,10 @@ def paused(p: Player) -> None:
         p.play(f"{method} of paused", method)
     assert p.shim.state("c", "e1").status == 4
     p.play("exec in paused", "Exec", exec_id="ep", spec=process("/bin/true"))
-    p.play("kill exec in paused", "Kill", exec_id="e1", signal=15)
+    p.play("kill exec in paused", "Kill", exec_id="e1", signal=0)
     p.play("update paused", "Update", resources=resources(b'{"pids":{"limit":50}}'))
     p.play("resume", "Resume")
+    p.play("kill exec", "Kill", exec_id="e1", signal=15)
     p.play("wait for exec", "Wait", exec_id="e1")
     p.play("kill ended exec", "Kill", exec_id="e1", signal=9)
     p.play("start ended exec", "Start", exec_id="e1")
