@@ -25,7 +25,7 @@ from cradled.core.values import AnyValue
 from cradled.errors import AlreadyExists, Error, NotFound, Unavailable
 from cradled.rpc.call import Call
 from cradled.rpc.grpc_server import GrpcServer
-from cradled.rpc.service import Router
+from cradled.rpc.service import Encoded, Router
 from cradled.rpc.ttrpc_server import TtrpcServer
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle
@@ -44,11 +44,35 @@ class _Process:
         self.ended = asyncio.Event()
 
 
+class _Answered(Exception):
+    """A script has given the answer, as bytes."""
+
+
+class _Scripted:
+    """A service as it is served: an answer that a script gives is the answer."""
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._service, name)
+
+        async def answer(call: Call, request: Any) -> Any:
+            try:
+                return await method(call, request)
+            except _Answered as given:
+                return Encoded(given.args[0])
+
+        return answer
+
+
 class FakeShim:
-    """One shim and its calls by name; ``script[name]`` runs before a call is answered."""
+    """One shim and its calls by name; ``script[name]`` runs before a call is answered, and may
+    give the answer itself."""
 
     def __init__(self, path: str, version: int, protocol: str = "ttrpc") -> None:
         self.path = path
+        self.protocol = protocol
         self.calls: list[str] = []
         self.namespaces: set[str] = set()
         self.checkpoints: list[str] = []
@@ -58,9 +82,9 @@ class FakeShim:
         self.gone = asyncio.Event()
         self._next_pid = 1000
         router = Router()
-        router.add(pb.Task if version >= 3 else task_v2_pb2.Task, self)
+        router.add(pb.Task if version >= 3 else task_v2_pb2.Task, _Scripted(self))
         self.pod = FakeSandbox(self)
-        router.add(sandbox_pb.Sandbox, self.pod)
+        router.add(sandbox_pb.Sandbox, _Scripted(self.pod))
         self._server = GrpcServer(router) if protocol == "grpc" else TtrpcServer(router)
 
     async def serve(self) -> None:
@@ -216,7 +240,9 @@ class FakeShim:
         self.calls.append(name)
         self.namespaces.add(call.scope().namespace)
         if name in self.script:
-            await self.script[name]()
+            answer = await self.script[name]()
+            if answer is not None:
+                raise _Answered(answer)
 
     def _add(self, id: str, exec_id: str, request: Any) -> int:
         self._next_pid += 1
@@ -324,6 +350,7 @@ class FakeShims:
         self.deleted: list[str] = []
         self.script: dict[str, Callable[[], Any]] = {}
         self.broken = False
+        self.wires: dict[str, Any] | None = None  # by container id; None: straight to the shims
         self.program = self.path
         self.end = Exit(77, 137, 5)
         self.timeouts = DEFAULT
@@ -350,6 +377,12 @@ class FakeShims:
         shim = self.shims[bundle.id] = FakeShim(path, self.version, self.protocol)
         shim.script.update(self.script)
         await shim.serve()
+        if self.wires is not None:
+            from harness.faults import Wire
+
+            wire = self.wires[bundle.id] = Wire(f"{path}.wire", path)
+            await wire.open()
+            path = wire.path
         result = Bootstrap(3, f"unix://{path}", self.protocol)
         bundle.save_bootstrap(result)
         return result
@@ -363,3 +396,5 @@ class FakeShims:
     async def aclose(self) -> None:
         for shim in self.shims.values():
             await shim.die()
+        for wire in (self.wires or {}).values():
+            await wire.close()

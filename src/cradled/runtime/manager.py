@@ -103,8 +103,17 @@ class TaskManager:
             raise
 
     async def delete(self, scope: Scope, id: str) -> Exit:
-        """Take a task apart that has ended or was never started."""
-        return await self._to_its_end(self._delete(self._find(scope, id)))
+        """Take a task apart that has ended or was never started.
+
+        It goes on when its caller goes away, as long as its shim may be thought to answer.
+        """
+        task = self._find(scope, id)
+        deletion = self._spawn(self._delete(task))
+        try:
+            return await asyncio.shield(deletion)
+        except asyncio.CancelledError:
+            self._spawn(self._give_up(task, deletion))
+            raise
 
     async def delete_process(self, scope: Scope, id: str, exec_id: str) -> Exit:
         """Remove an exec that has ended or was never started."""
@@ -287,12 +296,20 @@ class TaskManager:
         except errors.Error as error:
             log.info("a task that was not waited for: %s", error)
 
+    async def _give_up(self, task: Task, deletion: asyncio.Task[Exit]) -> None:
+        """Break off, for the sake of others, what the shim of a task does not answer."""
+        _, late = await asyncio.wait([deletion], timeout=TAKE_BACK_SECONDS)
+        if late and task.deleting is not None:
+            task.deleting.cancel()
+        await asyncio.wait([deletion])
+
     async def _delete(self, task: Task) -> Exit:
         async with self._locks(task.key):
             if self._tasks.get(task.key) is not task:
                 raise _no_task(task.id)
             try:
-                end = await self._assembly.delete(task)
+                task.deleting = self._spawn(self._assembly.delete(task))
+                end = await task.deleting
                 failpoints.hit("runtime.delete.deleted")
             except NotFound:  # an earlier deletion got no further
                 await self._dismantle(task)
@@ -388,10 +405,6 @@ class TaskManager:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do what must not be left half done because its caller goes away."""
-        return await asyncio.shield(self._spawn(work))
 
 
 def _no_task(id: str) -> NotFound:

@@ -48,6 +48,8 @@ class Task:
         """The upper directory of its root file system, if it is known and is an overlay."""
         self.checkpoint = ""
         """The directory that it starts from and that is of no use afterwards."""
+        self.deleting: asyncio.Task[Exit] | None = None
+        """The call that has the shim delete the container; to be given up, if it must be."""
         self.status = Status.CREATED
         self._exec_pids: dict[str, int] = {}
         self._ended: dict[str, asyncio.Future[Exit]] = {}
