@@ -84,17 +84,17 @@ class Runtime:
 
 def missing(runtime: Runtime, command: str) -> str:
     runtime.path.unlink()
-    return f'fork/exec "{runtime.path}": no such file or directory'
+    return f"fork/exec {runtime.path}: no such file or directory"
 
 
 def not_executable(runtime: Runtime, command: str) -> str:
     runtime.path.chmod(0o644)
-    return f'fork/exec "{runtime.path}": permission denied'
+    return f"fork/exec {runtime.path}: permission denied"
 
 
 def of_another_format(runtime: Runtime, command: str) -> str:
     runtime.path.write_bytes(b"\0asm\1\0\0\0")
-    return f'fork/exec "{runtime.path}": exec format error'
+    return f"fork/exec {runtime.path}: exec format error"
 
 
 def silent(runtime: Runtime, command: str) -> str:
@@ -104,7 +104,7 @@ def silent(runtime: Runtime, command: str) -> str:
 
 def dies(runtime: Runtime, command: str) -> str:
     runtime.fail(command, "kill -9 $$")
-    return f"{runtime.path} did not terminate successfully: signal 9"
+    return f"{runtime.path} did not terminate successfully: exit status 137"
 
 
 def garbage(runtime: Runtime, command: str) -> str:
@@ -121,7 +121,7 @@ def talks(runtime: Runtime, command: str) -> str:
 
 def dies_late(runtime: Runtime, command: str) -> str:
     runtime.fail(command, 'real "$@"; kill -9 $$')
-    return f"{runtime.path} did not terminate successfully: signal 9"
+    return f"{runtime.path} did not terminate successfully: exit status 137"
 
 
 FAULTS = (missing, not_executable, of_another_format, silent, dies, garbage, talks, dies_late)
@@ -222,7 +222,7 @@ def test_create(shim: Shim, runtime: Runtime) -> None:
     id = f"create-{runtime.path.name}"
     for fault in FAULTS:
         reason = fault(runtime, "create")
-        if fault in (missing, not_executable, of_another_format):
+        if fault not in (garbage, talks, dies_late):
             log = f"open {shim.bundles}/{id}/log.json: no such file or directory"
             reason = f"unable to retrieve OCI runtime error ({log}): {reason}"
         assert Attempt(shim, runtime, id).run() == f"OCI runtime create failed: {reason}"
@@ -407,7 +407,7 @@ def test_exec(shim: Shim, runtime: Runtime) -> None:
         text = failed_exec(shim, id, fault.__name__)
         assert text == f"OCI runtime exec failed: {reason}"
         runtime.repair()
-        assert holdings(shim) == before
+        eventually(lambda: holdings(shim) == before)
     assert {x.pid for x in shim.call("Pids", id=id).processes} == {pid}
     assert shim.exec(id, "good", "/bin/sh", "-c", "exit 3")
     assert shim.wait(id, "good") == 3
@@ -706,7 +706,7 @@ async def test_a_client_that_does_not_wait_for_a_hung_runtime_of_a_group(
     monkeypatch.setattr("cradled.runtime.manager.TAKE_BACK_SECONDS", 0.1)
     runtime = Runtime(tmp_path, "odd")
     group = {"io.containerd.runc.v2.group": "pod"}
-    async with node(OWN, Timeouts(shutdown=0.3, runtime=3.0)) as own:
+    async with node(OWN, Timeouts(shutdown=0.3, runtime=2.0)) as own:
         own.add("first", "/bin/sleep", "1000", annotations=group)
         pid = await own.run("first")
         runtime.fail("create", LATE)

@@ -143,32 +143,43 @@ class Runc:
         try:
             pid = spawn(argv(self._options, self.root, self.log, *words), ENVIRONMENT, fds)
         except OSError as error:
-            raise Error(f"{failure}: {_not_started(self.binary, self.log, error)}") from None
+            reason = _not_started(self.binary, error)
+            raise Error(f"{failure}: {self._unlogged(reason)}") from None
         failpoints.hit("shim.runtime.running")
         if limit is not None and words[0] in _SLOW:
             limit *= _SLOWER
-        trouble = await self._end(pid, limit)
-        if trouble:
-            said = last_error(_tail(self.log, offset))
-            if not said:
-                said = f"{self.binary} {trouble}"
-                if printed >= 0 and (text := capture.line(capture.printed(printed))):
-                    said += f": {text}"
-            raise Error(f"{failure}: {said}")
+        status = await self._end(pid, limit)
+        if status == 0:
+            return
+        said = last_error(_tail(self.log, offset))
+        if not said:
+            text = capture.line(capture.printed(printed)) if printed >= 0 else ""
+            said = self._silence(status, limit) + (text and f": {text}")
+        raise Error(f"{failure}: {said}")
 
-    async def _end(self, pid: int, limit: float | None) -> str:
-        """Wait for a runtime's end; what is wrong with it, if anything is."""
+    def _silence(self, status: int | None, limit: float | None) -> str:
+        """How a command failed, where the runtime does not tell why."""
+        if status is None:
+            return f"{self.binary} did not terminate within {limit:g} s"
+        reason = f"{self.binary} did not terminate successfully: exit status {status}"
+        return self._unlogged(reason)
+
+    def _unlogged(self, reason: str) -> str:
+        """A failure of which the log says nothing, or that there is none."""
+        if os.path.exists(self.log):
+            return reason
+        missing = f"open {self.log}: no such file or directory"
+        return f"unable to retrieve OCI runtime error ({missing}): {reason}"
+
+    async def _end(self, pid: int, limit: float | None) -> int | None:
+        """The status that a runtime ends with; None for one that has to be killed."""
         ended = self._reaper.watch(pid)
         if limit is not None and not await self._loop.within(ended, limit):
             os.killpg(pid, SIGKILL)
             await self._loop.within(ended, _DYING)
-            return f"did not terminate within {limit:g} s"
+            return None
         ending: Ending = await ended
-        status = ending.status
-        if not status:
-            return ""
-        how = f"signal {status - 128}" if status > 128 else f"exit status {status}"
-        return f"did not terminate successfully: {how}"
+        return ending.status
 
 
 def argv(options: Options, root: str, log: str, *words: str) -> list[str]:
@@ -272,14 +283,10 @@ def pids(output: bytes) -> list[int]:
     )
 
 
-def _not_started(binary: str, log: str, error: OSError) -> str:
+def _not_started(binary: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and "/" not in binary:
-        reason = f'exec: "{binary}": executable file not found in $PATH'
-    else:
-        reason = f'fork/exec "{binary}": {(error.strerror or "").lower()}'
-    if os.path.exists(log):
-        return reason
-    return f"unable to retrieve OCI runtime error (open {log}: no such file or directory): {reason}"
+        return f'exec: "{binary}": executable file not found in $PATH'
+    return f"fork/exec {binary}: {(error.strerror or '').lower()}"
 
 
 def _size(path: str) -> int:
