@@ -99,6 +99,7 @@ def test_nothing_of_ours_is_inside(shim: Shim, tmp_path: Path) -> None:
     shown_env = {line.partition("=")[0] for line in shown.splitlines() if "=" in line}
     assert shown_env <= {"PATH", "TERM", "SHLVL", "PWD", "HOME"}
     pid = shim.state("inside").pid
+    eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
     status = Path(f"/proc/{pid}/status").read_text()
     fields = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
     assert (fields["SigBlk"], fields["NoNewPrivs"]) == ("0" * 16, "1")
