@@ -161,10 +161,17 @@ class Assembly:
         """Remove all that is left of a task whose container was deleted."""
         await asyncio.gather(self._hang_up(task), self.shims.remove(task.bundle))
 
-    async def dismiss(self, bundle: Bundle, launcher: Launcher, client: ShimClient) -> None:
-        """End a shim that has no container of this bundle, or only half of one."""
+    async def dismiss(
+        self, bundle: Bundle, launcher: Launcher, client: ShimClient, *, shared: bool = False
+    ) -> None:
+        """End a shim that has no container of this bundle, or only half of one.
+
+        One that is ``shared`` with others need not go.
+        """
         gone = asyncio.Event()
         client.on_close(gone.set)
+        if shared and launcher.is_tidy:
+            gone.set()
         try:
             if not await self._end(bundle, client, gone):
                 # It died, is still creating, or serves others of its group.
@@ -223,16 +230,16 @@ class Assembly:
         """Take back a shim whose container could not be made."""
         if shim.joined is not None:
             if shim.client is not None:
-                await self._leave(shim.bundle, shim.client)
+                await self.leave(shim.bundle, shim.client)
             return
         if shim.client is None:
             await self.shims.bury(shim.bundle, shim.launcher, 0)
         else:
-            await self.dismiss(shim.bundle, shim.launcher, shim.client)
+            await self.dismiss(shim.bundle, shim.launcher, shim.client, shared=bool(shim.group))
         if not shim.group:  # one that hears nothing, or has not gone when it was told to
             await threads.run("fs", _end_shim, shim.bundle)
 
-    async def _leave(self, bundle: Bundle, client: ShimClient) -> None:
+    async def leave(self, bundle: Bundle, client: ShimClient) -> None:
         """Take a container that may be half made out of a sandbox's shim."""
         try:
             with suppress(errors.Error):

@@ -366,8 +366,11 @@ class TaskManager:
                 self._keep(facts, launchers.of_program(facts.program))
                 return
             if verdict is Verdict.DISMISS and facts.client is not None:
-                launcher = launchers.of_program(facts.program)
-                await self._assembly.dismiss(bundle, launcher, facts.client)
+                if facts.sandbox:
+                    await self._assembly.leave(bundle, facts.client)
+                else:
+                    launcher = launchers.of_program(facts.program)
+                    await self._assembly.dismiss(bundle, launcher, facts.client)
             elif verdict is Verdict.REAP:
                 launcher = launchers.of_program(facts.program)
                 self._events.publish_late(await self._reap(bundle, launcher, 0))

@@ -48,3 +48,23 @@ async def test_a_container_that_cannot_join_gets_its_own_shim(world: World, why:
     await world.create("b")
     assert list(world.shims.shims) == ["b"]
     assert not (world.directory / "state" / "ns" / "b" / "sandbox").exists()
+
+
+async def test_a_container_that_is_not_there_after_a_restart(world: World) -> None:
+    """It was being made, or deleted; the sandbox's shim, which has no other, goes on."""
+    await world.create("a")
+    pod = world.shims.shims["a"]
+    world.containers["b"] = dataclasses.replace(world.containers["b"], sandbox="pod")
+    world.sandboxes["pod"] = Bootstrap(3, f"unix://{pod.path}", world.shims.protocol)
+    await world.create("b")
+    await world.manager.aclose()
+    pod.processes.clear()
+    pod.calls.clear()
+    bundle = world.directory / "state" / "ns" / "a"
+    bundle.rename(world.directory / "elsewhere")  # a sandbox's bundle is none of a task
+    world.manager = world.make()
+    await world.manager.recover()
+    assert world.bundles() == []
+    assert "shutdown" not in pod.calls
+    assert world.shims.deleted == []
+    assert world.told() == []
