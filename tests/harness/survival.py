@@ -22,10 +22,11 @@ from typing import Any
 
 import cradled
 from cradled.api.types_pb2 import Envelope as EnvelopeMessage
-from cradled.client import Client
+from cradled.client import Client, Process
 from cradled.convert import events as convert
 from cradled.core.tasks import Exit as End
-from cradled.core.tasks import Process, Status
+from cradled.core.tasks import Process as State
+from cradled.core.tasks import Status
 from cradled.errors import AlreadyExists, Error, NotFound, Unavailable
 from cradled.events import topics
 from cradled.events.cursor import Cursor
@@ -123,7 +124,7 @@ class World:
             if not self.is_down():
                 return
             self.up.clear()
-            if self.boots:
+            if self.daemon.state.exists():
                 self.unsure |= set(journalled(self.daemon, handed=False))
             await asyncio.to_thread(self.daemon.start, *self._flags)
             self.boots += 1
@@ -142,6 +143,22 @@ class World:
         """Wait until the daemon has died at a point."""
         await until(self.is_down, "the daemon has died")
         self.up.clear()
+
+    def reboot(self) -> None:
+        """Lose, while the daemon is down, what a boot loses: processes, mounts, cgroups, state."""
+        daemon = self.daemon
+        tops = leaks.cgroups_named(daemon.mark)
+        groups = [path for top in tops for path, _, _ in os.walk(top, topdown=False)]
+        pids = set(leaks.marked_processes(daemon.mark))
+        for group in groups:
+            pids |= set(map(int, Path(group, "cgroup.procs").read_text().split()))
+        self.kill(*pids)
+        wait_until(lambda: not any(os.path.exists(f"/proc/{x}") for x in pids), "all are dead")
+        for point in reversed(leaks.mounts_below(str(daemon.state))):
+            subprocess.run(["umount", point], check=True)
+        for group in groups:
+            os.rmdir(group)
+        shutil.rmtree(daemon.state)
 
     def is_down(self) -> bool:
         process = self.daemon.process
@@ -163,6 +180,9 @@ class World:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def bundle(self, name: str) -> Path:
+        return self.daemon.state / TASKS / self.daemon.namespace / name
+
     def shims(self) -> list[int]:
         """The forked shims of containers."""
         return self.named(SHIM)
@@ -180,7 +200,7 @@ class World:
     def left(self) -> list[str]:
         """What is still there though there is no container any more."""
         daemon = self.daemon
-        found = leaks.mounts_below(str(daemon.directory))
+        found = [*leaks.mounts_below(str(daemon.directory)), *leaks.mounts_below(str(daemon.state))]
         for place in (
             *(top / TASKS / daemon.namespace for top in (daemon.state, daemon.root)),
             daemon.state / "runc" / daemon.namespace,
@@ -335,10 +355,21 @@ class Life:
     async def live(self) -> None:
         """To the end, whatever dies meanwhile; only a death may make a step fail."""
         async with asyncio.timeout(2 * PATIENCE):
-            await self._surely(self._record)
+            await self._surely(self.record)
             while not self.over:
                 await self._surely(self._step)
             await self._surely(self._remove)
+
+    async def prepare(self, client: Client) -> None:
+        """Make the container and its task, while nothing dies."""
+        await self.record(client)
+        self.pid = (await (await client.containers.get(self.name)).create_task(output="null")).pid
+
+    async def terminate(self, client: Client) -> None:
+        """Have it exit with its code, while nothing dies."""
+        task = await (await client.containers.get(self.name)).task()
+        while (await task.state()).status == Status.RUNNING:
+            await self._terminate(task)
 
     async def _surely(self, step: Any) -> None:
         world = self.world
@@ -355,7 +386,8 @@ class Life:
                     raise AssertionError(f"{self}: {error!r}") from error
                 self.losses += 1
 
-    async def _record(self, client: Client) -> None:
+    async def record(self, client: Client) -> None:
+        """Make the container, unless it is there."""
         script = f"trap 'exit {self.code}' TERM; sleep 1000 & wait"
         make = ["sh", "-c", script]
         try:
@@ -396,12 +428,12 @@ class Life:
         container = await client.containers.get(self.name)
         self.pid = (await container.create_task(output="null")).pid
 
-    async def _created(self, client: Client, state: Process) -> None:
+    async def _created(self, client: Client, state: State) -> None:
         assert not self.started, self
         await client.session.tasks.start(self.name)
         self.started = True
 
-    async def _running(self, client: Client, state: Process) -> None:
+    async def _running(self, client: Client, state: State) -> None:
         self.started = True
         container = await client.containers.get(self.name)
         task = await container.task()
@@ -413,6 +445,10 @@ class Life:
                 assert (await process.wait()).status == EXEC_CODE
                 await process.delete()
             return
+        await self._terminate(task)
+
+    async def _terminate(self, task: Process) -> None:
+        """Ask it to exit, which it does not heed before it has set its trap."""
         with suppress(FileNotFoundError):
             while Path(f"/proc/{self.pid}/comm").read_text() != "sh\n":  # noqa: ASYNC110
                 await asyncio.sleep(POLL)
@@ -421,7 +457,7 @@ class Life:
             await task.kill("TERM")
         await asyncio.sleep(POLL)
 
-    async def _stopped(self, client: Client, state: Process) -> None:
+    async def _stopped(self, client: Client, state: State) -> None:
         assert self.terminated, self
         assert state.exit_status == self.code, (self, state)
         assert not os.path.exists(f"/proc/{self.pid}"), self
@@ -429,7 +465,7 @@ class Life:
         assert (told.pid, told.status) == (self.pid, self.code), (self, told)
         self.over = True
 
-    def _is_true(self, state: Process) -> bool:
+    def _is_true(self, state: State) -> bool:
         """Whether the state is that of the process; an exit that is not yet seen soon will be."""
         self.pid = self.pid or state.pid
         assert state.pid == self.pid, (self, state)
@@ -476,11 +512,16 @@ async def check(world: World, ledger: Ledger, lives: Sequence[Life]) -> None:
 
 @asynccontextmanager
 async def prepared(
-    directory: Path, archive: Path, kind: str = "cradled", flags: Sequence[str] = ()
+    directory: Path,
+    archive: Path,
+    kind: str = "cradled",
+    flags: Sequence[str] = (),
+    state: Path | None = None,
 ) -> AsyncIterator[World]:
     """A daemon with the image, which has run a container already."""
     directory.mkdir()
     daemon = Daemon(directory, kind)
+    daemon.state = state or daemon.state
     world = World(daemon, flags)
     await world.start()
     try:

@@ -16,6 +16,7 @@ def atomic_write(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True
     """Put a file in place at once; with ``sync`` it is durable when this returns.
 
     Leaves ``<path>.tmp`` behind when the process dies in between; the next write replaces it.
+    Raises OSError, and leaves nothing then.
     """
     temporary = path + ".tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -23,9 +24,12 @@ def atomic_write(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True
         write_all(fd, data)
         if sync:
             os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        discard(temporary)
+        raise
     finally:
         os.close(fd)
-    os.rename(temporary, path)
     if sync:
         sync_directory(os.path.dirname(path) or ".")
 

@@ -169,4 +169,7 @@ def status(error: Exception) -> tuple[int, str]:
             return code, str(error)
     if not isinstance(error, errors.Error):
         log.trace(error)
+    if isinstance(error, OSError) and error.strerror:  # as Go has it, which clients look for
+        where = f"{error.filename}: " if error.filename else ""
+        return UNKNOWN, where + error.strerror.lower()
     return UNKNOWN, str(error)

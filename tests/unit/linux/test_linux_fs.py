@@ -31,6 +31,7 @@ def test_a_failed_write_leaves_the_old_file(
     with pytest.raises(OSError, match="No space left"):
         fs.atomic_write(str(target), b"new")
     assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_sync_filesystem(tmp_path: Path) -> None:

@@ -268,6 +268,8 @@ def test_codes_are_those_of_the_one_table() -> None:
 
 def test_an_error_outside_the_tree(capfd: pytest.CaptureFixture[str]) -> None:
     assert server.status(ZeroDivisionError("oops")) == (server.UNKNOWN, "oops")
+    full = OSError(28, "No space left on device", "/b/e.process")
+    assert server.status(full) == (server.UNKNOWN, "/b/e.process: no space left on device")
     assert "ZeroDivisionError: oops" in capfd.readouterr().err
 
 
