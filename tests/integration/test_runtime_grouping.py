@@ -79,11 +79,19 @@ async def test_coming_and_going_at_the_same_time(node: Node) -> None:
     await asyncio.gather(*map(live, range(SLOTS)))
 
 
-async def test_a_failure_leaves_the_others_alone(node: Node) -> None:
+async def _bury(*_: object) -> None:
+    pytest.fail("a living shim has cleaned up already")
+
+
+async def test_a_failure_leaves_the_others_alone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await node.run("good", *FOREVER)
     shim = await node.shim_pid("good")
-    with pytest.raises(errors.Error, match="no such file or directory"):
-        await node.run("bad", "/bin/nothing")
+    with monkeypatch.context() as changed:
+        changed.setattr(node.tasks._assembly.shims, "bury", _bury)
+        with pytest.raises(errors.Error, match="no such file or directory"):
+            await node.run("bad", "/bin/nothing")
     assert await node.shim_pid("good") == shim
     assert not node.bundle("bad").exists()
 

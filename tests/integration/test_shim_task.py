@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness.pairings import RUNTIMES, Missing
-from harness.shims import Shim, Status, eventually, options, running
+from harness.shims import Shim, Status, eventually, options, reply, request, running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -206,7 +206,7 @@ def test_runtime_errors(shim: Shim) -> None:
     assert text.startswith("OCI runtime create failed: unable to retrieve OCI runtime error (open ")
     assert text.endswith('exec: "no-runc": executable file not found in $PATH')
     _, text = refusal_of_create(shim, "nofile", options=options(binary_name="/no/runc"))
-    assert text.endswith('fork/exec /no/runc: no such file or directory')
+    assert text.endswith("fork/exec /no/runc: no such file or directory")
     _, text = refusal_of_create(shim, "false", options=options(binary_name="false"))
     assert "failed: unable to retrieve OCI runtime error (open " in text
     assert text.endswith("no such file or directory): false did not terminate successfully: "
@@ -431,6 +431,28 @@ def test_execs_are_paused_with_their_container(shim: Shim) -> None:
     shim.call("Kill", id="frozen", signal=9)
     shim.wait("frozen")
     shim.call("Delete", id="frozen")
+
+
+def test_one_that_is_being_created_is_not_deleted(shim: Shim, tmp_path: Path) -> None:
+    """Who has waited too long for it must not take it for gone."""
+    runtime = tmp_path / "slow"
+    runtime.write_text(
+        f'#!/bin/sh\nif echo "$@" | grep -q " create "; then touch {tmp_path}/asked\n'
+        f'while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; fi; exec runc "$@"\n'
+    )
+    runtime.chmod(0o755)
+    given = options(binary_name=str(runtime), root=shim.runc_root)
+    fields = {"id": "slow", "bundle": str(shim.bundle("slow", "/bin/true")), "options": given}
+    creating = shim.channel.send("Create", request("Create", **fields))
+    eventually((tmp_path / "asked").exists)
+    code, text = refusal(shim, "Delete", id="slow")
+    assert (code, text) == (
+        FAILED_PRECONDITION,
+        "container slow is being created: failed precondition",
+    )
+    (tmp_path / "go").touch()
+    assert shim.channel.receive(creating, reply("Create")).pid
+    shim.call("Delete", id="slow")
 
 
 def test_damaged_options(shim: Shim) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cradled.errors import AlreadyExists, InvalidArgument, NotFound
+from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from cradled.linux.coroutines import Future
 from cradled.shim import log
 from cradled.shim import messages as m
@@ -81,6 +81,8 @@ class TaskService:
         return m.StartResponse(pid=await container.start())
 
     async def delete(self, request: m.DeleteRequest) -> Message:
+        if request.id in self._creating:
+            raise FailedPrecondition(f"container {request.id} is being created")
         creating = self._creating.get(request.id)
         if creating is not None:  # a client that will not wait for it has it taken back
             await creating
