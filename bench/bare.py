@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import percentile
-from bench.targets import NAMESPACE, Account, prefix
+from bench.targets import NAMESPACE, Account, end_containers, prefix
 from cradled.linux import libc
 from cradled.oci import spec as oci_spec
 
@@ -199,6 +199,7 @@ class Bare:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             await self._process.wait()
+            end_containers(f"bare{self._process.pid}-")
         self._account.remove()
         shutil.rmtree(self.directory)
 

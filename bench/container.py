@@ -233,7 +233,7 @@ class Life:
 
     def __init__(self, target: Target, chain: str, args: list[str], name: str = "") -> None:
         self.target, self.chain, self.args = target, chain, args
-        self.name = name or f"b{target.mark[:6]}-{next(_sequence)}"
+        self.name = name or target.container(next(_sequence))
         self.tasks = target.stub(tasks_pb2.Tasks)
         self.snapshots = target.stub(snapshots_pb2.Snapshots)
         self.containers = target.stub(containers_pb2.Containers)

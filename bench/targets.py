@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cradled.api import version_pb2, wellknown_pb2
 from cradled.errors import Error
+from cradled.linux import cgroup
 from cradled.rpc import grpc_client
 from cradled.rpc.stub import Stub
 
@@ -59,6 +60,16 @@ class Account:
                 self._directory.rmdir()
             except OSError:
                 time.sleep(0.01)
+
+
+def end_containers(start: str) -> None:
+    """Kill what is left of containers whose names start like this, as after a run that failed."""
+    for directory in Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}/{start}*"):
+        cgroup.kill(str(directory))
+        until = time.monotonic() + 5
+        while directory.is_dir() and time.monotonic() < until:
+            cgroup.remove(str(directory))
+            time.sleep(0.005)
 
 
 def forget_containers() -> None:
@@ -144,6 +155,10 @@ class Target:
             metadata.append(("containerd-lease", lease))
         return Stub(self.channel, service, metadata=metadata)  # type: ignore[arg-type]
 
+    def container(self, name: object) -> str:
+        """An id for a container of this daemon."""
+        return f"b{self.mark[:6]}-{name}"
+
     def processes(self) -> list[int]:
         """The daemon and its helpers, found by the mark they inherit."""
         needle = f"{MARK}={self.mark}".encode()
@@ -184,6 +199,7 @@ class Target:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        end_containers(self.container(""))
         self._unmount()
         shutil.rmtree(self.directory, ignore_errors=True)
         self.account.remove()
