@@ -217,6 +217,16 @@ async def _metadata(context: InitContext) -> Any:
         durable=not config.no_sync,
     )
     context.stack.push_async_callback(db.aclose)
+    if db.rebuild is not None:
+        from cradled.repair import rebuild
+
+        stores = rebuild.Stores(
+            _single(context, t.CONTENT),
+            context.all(t.SNAPSHOTTER),
+            f"{context.state_base}/{t.RUNTIME}.task",
+            config.content_sharing_policy == "isolated",
+        )
+        await rebuild.take_in(db, stores)
     context.export("path", path)
     context.export("policy", config.content_sharing_policy)
     return db

@@ -51,6 +51,7 @@ class Janitor:
         self._snapshots: dict[str, set[str]] = {name: set() for name in snapshotters}
         self._pinned: set[str] = set()
         self._unknown = {"content", *(f"snapshots/{name}" for name in snapshotters)}
+        self._spared: set[str] = set()
         self._asked: set[str] = set()  # other processes' snapshotters to be cleaned as a whole
         self._blob_locks: KeyedLock[str] = KeyedLock("content")
         self._called = {name: asyncio.Event() for name in snapshotters}
@@ -77,6 +78,10 @@ class Janitor:
         may call this again."""
         self._retries[snapshotter].append(retry)
         self._called[snapshotter].set()
+
+    def spare(self, store: str, *, no_more: bool = False) -> None:
+        """Remove nothing of ``content`` or ``snapshots/<name>``: what it has is not known yet."""
+        (self._spared.discard if no_more else self._spared.add)(store)
 
     def hold_blob(self, digest: str) -> AbstractAsyncContextManager[None]:
         """``async with``: nobody else removes or adopts this blob meanwhile."""
@@ -111,6 +116,8 @@ class Janitor:
     async def clean_content(self) -> None:
         """Remove orphaned blobs and ingests; what fails is tried again at the next call."""
         async with self._turns("content"):
+            if "content" in self._spared:
+                return
             with _logged("content"):
                 if "content" in self._unknown:
                     await self._find_content()
@@ -120,6 +127,8 @@ class Janitor:
     async def clean_snapshots(self, name: str) -> None:
         """Remove a snapshotter's orphans, children first, then have it clean up its own."""
         async with self._turns(name):
+            if f"snapshots/{name}" in self._spared:
+                return
             with _logged(name):
                 if f"snapshots/{name}" in self._unknown:
                     await self._find_snapshots(name)
