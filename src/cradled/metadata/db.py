@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from cradled import damage, identifiers
 from cradled.core.content import ContentStore
@@ -29,8 +30,10 @@ from cradled.metadata.images import Images
 from cradled.metadata.janitor import Janitor
 from cradled.metadata.leases import Leases
 from cradled.metadata.namespaces import Namespaces
-from cradled.metadata.sandboxes import Sandboxes
 from cradled.metadata.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from cradled.metadata.sandboxes import Sandboxes
 
 _log = logging.getLogger(__name__)
 
@@ -155,6 +158,8 @@ class ScopedDatabase:
 
     @property
     def sandboxes(self) -> Sandboxes:
+        from cradled.metadata.sandboxes import Sandboxes  # most daemons never have one
+
         return Sandboxes(self._db.engine, self.scope)
 
     def snapshots(self, name: str, /) -> Snapshots:
