@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cradled.rpc.guard import Guard, Routes
 
 _HANDSHAKE = 10.0  # seconds for a client to agree on how to speak TLS
-_HEARING = 0.02  # seconds for clients to hear it, of those that answer at once
+_HEARING = 0.01  # seconds for clients to hear it, of those that answer at once
 _LAST_CALL = 1.0  # seconds for a client to hear that we are about to stop
 _PREFACE = 20.0  # seconds for a client to say that it speaks HTTP/2
 _ABANDONED = 1024  # handlers of calls that a client gave up; beyond, it has to wait for them
