@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,8 +35,11 @@ def image_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairing(request: pytest.FixtureRequest) -> str:
-    """What the daemons of a module are and work with, as a name: ours with what is ours."""
-    return str(getattr(request, "param", "ours"))
+    """What the daemons of a module are and work with, as a name.
+
+    Where the module does not say it, CRADLED_INTEROP_PAIRING may; else it is ours with ours.
+    """
+    return str(getattr(request, "param", os.environ.get("CRADLED_INTEROP_PAIRING", "ours")))
 
 
 def daemon_of(pairing: str, directory: Path) -> Daemon:
