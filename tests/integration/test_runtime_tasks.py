@@ -1,6 +1,7 @@
 """Tasks of the daemon, end to end below the API: our shim by fork, and the original's by exec."""
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from harness.shims import Fifos
 from harness.tasks import GO, OWN, Node, running
 
 from cradled import errors
+from cradled.aio import process
 from cradled.api import runc_options_pb2
 from cradled.core.mount import Mount
 from cradled.core.tasks import Status, Stdio
@@ -121,6 +123,26 @@ async def test_the_bundle(node: Node) -> None:
     await node.tasks.delete(node.scope, "b")  # never started
     assert not bundle.exists()
     assert not (node.root / node.mark / "b").exists()
+
+
+async def test_mapped_mounts_need_a_runtime_that_says_it_can(own: Node) -> None:
+    own.add("m", *FOREVER)
+    spec = own.containers["m"].spec
+    assert spec is not None
+    values = json.loads(spec.value)
+    mapping = [{"containerID": 0, "hostID": 1000, "size": 1}]
+    mount = {"type": "bind", "source": "/", "destination": "/tmp", "options": ["rbind"]}
+    values["mounts"].append({**mount, "uidMappings": mapping, "gidMappings": mapping})
+    own.change("m", spec=AnyValue(spec.type_url, json.dumps(values).encode()))
+    done = await process.run(["runc", "features"], env=os.environ)
+    told = json.loads(done.stdout)
+    if (told.get("mountExtensions") or {}).get("idmap", {}).get("enabled"):
+        text = "OCI runtime create failed"  # it says it can; not here, without a user namespace
+    else:
+        text = "^idmap mounts not supported: mountExtensions.idmap is missing"
+    with pytest.raises(errors.Error, match=text):
+        await own.create("m")
+    assert not own.bundle("m").exists()
 
 
 async def test_execs(node: Node) -> None:
