@@ -10,14 +10,34 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import leaks
-from harness.shims import Fifos, Shim, Status, eventually, has_ended, options, request, running
+from harness.bad_runtimes import (
+    FAULTS,
+    FIELDS,
+    METHODS,
+    RUNNING,
+    STATUSES,
+    STOPPED,
+    Fault,
+    Runtime,
+    arrange,
+    dies,
+    dies_late,
+    end,
+    garbage,
+    missing,
+    not_executable,
+    of_another_format,
+    silent,
+    talks,
+)
+from harness.shims import Fifos, Shim, Status, eventually, has_ended, request, running
 from harness.tasks import OWN, Node
 from harness.tasks import running as node
 
@@ -30,102 +50,7 @@ from cradled.runtime.timeouts import Timeouts
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 UNKNOWN = 2
-CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
 LIMIT = 4.0
-COMMANDS = "create start state exec kill pause resume update delete ps features"
-
-SCRIPT = """#!/bin/sh
-for word; do
-    case $before in
-    --log) log=$word ;;
-    --pid-file) pid_file=$word ;;
-    --console-socket) socket=$word ;;
-    esac
-    case $word in
-    {words}) command=${{command:-$word}} ;;
-    esac
-    before=$word
-done
-real() {{ {real} "$@"; }}
-[ ! -e {here}/$command.fault ] || . {here}/$command.fault
-exec {real} "$@"
-"""
-
-
-class Runtime:
-    """A script in a directory of its own; ``faults`` are what it does in place of a command."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self.directory = directory / f"{name}-{len(os.listdir(directory))}"
-        self.directory.mkdir()
-        self.path = self.directory / name
-        self.repair()
-
-    def repair(self) -> None:
-        """Let it be what it should be."""
-        text = SCRIPT.format(
-            words="|".join(COMMANDS.split()), real=shutil.which("runc"), here=self.directory
-        )
-        self.path.unlink(missing_ok=True)
-        self.path.write_text(text)
-        self.path.chmod(0o755)
-        for fault in self.directory.glob("*.fault"):
-            fault.unlink()
-
-    def fail(self, command: str, script: str) -> None:
-        """Have it do something else when it is given a command."""
-        self.directory.joinpath(f"{command}.fault").write_text(script)
-
-    @property
-    def options(self) -> wellknown_pb2.Any:
-        root = str(self.directory.parent.parent / "runc")
-        return options(binary_name=str(self.path), root=root)
-
-
-def missing(runtime: Runtime, command: str) -> str:
-    runtime.path.unlink()
-    return f"fork/exec {runtime.path}: no such file or directory"
-
-
-def not_executable(runtime: Runtime, command: str) -> str:
-    runtime.path.chmod(0o644)
-    return f"fork/exec {runtime.path}: permission denied"
-
-
-def of_another_format(runtime: Runtime, command: str) -> str:
-    runtime.path.write_bytes(b"\0asm\1\0\0\0")
-    return f"fork/exec {runtime.path}: exec format error"
-
-
-def silent(runtime: Runtime, command: str) -> str:
-    runtime.fail(command, "exit 3")
-    return f"{runtime.path} did not terminate successfully: exit status 3"
-
-
-def dies(runtime: Runtime, command: str) -> str:
-    runtime.fail(command, "kill -9 $$")
-    return f"{runtime.path} did not terminate successfully: exit status 137"
-
-
-def garbage(runtime: Runtime, command: str) -> str:
-    noise = r"printf '\377\000{\"level\":\"error\"\n[[[\n\"level\"\n\033[2J'"
-    runtime.fail(command, f"{noise} >> $log; {noise}; {noise} >&2; exit 1")
-    return f"{runtime.path} did not terminate successfully: exit status 1"
-
-
-def talks(runtime: Runtime, command: str) -> str:
-    line = '{"level":"error","msg":" it is Tuesday \\n","time":0}'
-    runtime.fail(command, f"printf '%s\\n' '{line}' {{}} >> $log; exit 1")
-    return "it is Tuesday"
-
-
-def dies_late(runtime: Runtime, command: str) -> str:
-    runtime.fail(command, 'real "$@"; kill -9 $$')
-    return f"{runtime.path} did not terminate successfully: exit status 137"
-
-
-FAULTS = (missing, not_executable, of_another_format, silent, dies, garbage, talks, dies_late)
-Fault = Callable[[Runtime, str], str]
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +82,14 @@ def refusal(shim: Shim, method: str, **fields: object) -> str:
     return caught.value.message
 
 
-def holdings(shim: Shim) -> tuple[int, str]:
-    """How many descriptors a shim has, and its children."""
-    children = Path(f"/proc/{shim.pid}/task/{shim.pid}/children").read_text()
-    return len(os.listdir(f"/proc/{shim.pid}/fd")), children
+def descriptors(shim: Shim) -> int:
+    return len(os.listdir(f"/proc/{shim.pid}/fd"))
+
+
+def strays(shim: Shim) -> set[int]:
+    """Children of a shim that are no container's first process."""
+    children = Path(f"/proc/{shim.pid}/task/{shim.pid}/children").read_text().split()
+    return set(map(int, children)) - {shim.connect(x.name).task_pid for x in shim.bundles.iterdir()}
 
 
 def traces(shim: Shim, id: str) -> list[str]:
@@ -171,9 +100,10 @@ def traces(shim: Shim, id: str) -> list[str]:
     return found + ([str(notes)] if notes.exists() else [])
 
 
-def assert_gone(shim: Shim, id: str, before: tuple[int, str]) -> None:
+def assert_gone(shim: Shim, id: str, before: int) -> None:
     eventually(lambda: not traces(shim, id))
-    eventually(lambda: holdings(shim) == before)
+    eventually(lambda: not strays(shim))
+    assert descriptors(shim) == before
     with pytest.raises(Status, match="container not created"):
         shim.state(id)
 
@@ -183,7 +113,7 @@ class Attempt:
 
     def __init__(self, shim: Shim, runtime: Runtime, id: str) -> None:
         self.shim, self.runtime, self.id = shim, runtime, id
-        self.before = holdings(shim)
+        self.before = descriptors(shim)
         if not (shim.bundles / id).exists():
             shim.bundle(id, "/bin/sh", "-c", "exit 5")
             lower = shim.directory / f"{id}-rootfs"
@@ -303,51 +233,12 @@ def test_a_container_that_was_there_is_not_taken_for_a_failed_one(shim: Shim, od
         subprocess.run([*argv[:3], "delete", "--force", "others"], check=True)
 
 
-METHODS = {
-    "start": ("Start", "OCI runtime start failed"),
-    "kill": ("Kill", "unknown error after kill"),
-    "pause": ("Pause", "OCI runtime pause failed"),
-    "resume": ("Resume", "OCI runtime resume failed"),
-    "update": ("Update", "OCI runtime update failed"),
-    "delete": ("Delete", "failed to delete task"),
-    "ps": ("Pids", "OCI runtime ps failed"),
-}
-STATUSES = {"start": CREATED, "resume": PAUSED, "delete": STOPPED}
-FIELDS: dict[str, dict[str, object]] = {
-    "kill": {"signal": 15},
-    "update": {"resources": wellknown_pb2.Any(value=b'{"pids":{"limit":100}}')},
-}
-
-
-def arrange(shim: Shim, runtime: Runtime, id: str, command: str) -> int:
-    """A container in the state in which it is given a command; its pid."""
-    pid = shim.create(id, "/bin/sleep", "1000", options=runtime.options)
-    if command != "start":
-        shim.call("Start", id=id)
-    if command == "resume":
-        shim.call("Pause", id=id)
-    if command == "delete":
-        os.kill(pid, 9)
-        shim.wait(id)
-    return pid
-
-
-def end(shim: Shim, id: str, pid: int) -> None:
-    """Delete a container in whatever state it is."""
-    if shim.state(id).status == PAUSED:
-        shim.call("Resume", id=id)
-    if not has_ended(pid):
-        os.kill(pid, 9)
-        shim.wait(id)
-    shim.call("Delete", id=id)
-
-
 @pytest.mark.parametrize("command", METHODS)
 def test_commands(shim: Shim, odd: Runtime, command: str) -> None:
     """Each fails, and the container is what it was before."""
     method, failure = METHODS[command]
     fields = FIELDS.get(command, {})
-    before = holdings(shim)
+    before = descriptors(shim)
     pid = arrange(shim, odd, command, command)
     for fault in FAULTS[:-1]:
         reason = fault(odd, command)
@@ -364,7 +255,7 @@ def test_commands(shim: Shim, odd: Runtime, command: str) -> None:
 
 @pytest.mark.parametrize("command", ["start", "kill", "update", "delete", "ps"])
 def test_a_runtime_that_dies_when_the_work_is_done(shim: Shim, odd: Runtime, command: str) -> None:
-    before = holdings(shim)
+    before = descriptors(shim)
     pid = arrange(shim, odd, command, command)
     method, failure = METHODS[command]
     reason = dies_late(odd, command)
@@ -401,13 +292,14 @@ def test_a_resume_that_came_off_though_it_failed(shim: Shim) -> None:
 def test_exec(shim: Shim, runtime: Runtime) -> None:
     id = f"exec-{runtime.path.name}"
     pid = arrange(shim, runtime, id, "exec")
-    before = holdings(shim)
+    before = descriptors(shim)
     for fault in FAULTS:
         reason = fault(runtime, "exec")
         text = failed_exec(shim, id, fault.__name__)
         assert text == f"OCI runtime exec failed: {reason}"
         runtime.repair()
-        eventually(lambda: holdings(shim) == before)
+        eventually(lambda: not strays(shim))
+        assert descriptors(shim) == before
     assert {x.pid for x in shim.call("Pids", id=id).processes} == {pid}
     assert shim.exec(id, "good", "/bin/sh", "-c", "exit 3")
     assert shim.wait(id, "good") == 3
@@ -466,7 +358,7 @@ def test_no_terminal(shim: Shim, odd: Runtime, sent: str) -> None:
     code, reason = CONSOLES[sent]
     code = f"import os, socket, sys, time; s = socket.socket(socket.AF_UNIX); {code}"
     odd.fail("create", f'{sys.executable} -c "{code}" $socket < /dev/null; exit 0')
-    before = holdings(shim)
+    before = descriptors(shim)
     text = refusal(shim, "Create", id=id, bundle=str(shim.bundle(id)), options=odd.options,
                    terminal=True)  # fmt: skip
     assert text == f"failed to retrieve console master: {reason}"
@@ -477,7 +369,7 @@ def test_no_terminal(shim: Shim, odd: Runtime, sent: str) -> None:
 
 @pytest.mark.parametrize("command", ["start", "delete"])
 def test_a_runtime_that_only_says_it_did(shim: Shim, odd: Runtime, command: str) -> None:
-    before = holdings(shim)
+    before = descriptors(shim)
     arrange(shim, odd, "idle", command)
     odd.fail(command, "exit 0")
     shim.call(METHODS[command][0], id="idle")
@@ -489,7 +381,7 @@ def test_a_runtime_that_only_says_it_did(shim: Shim, odd: Runtime, command: str)
 
 
 def test_a_delete_of_what_was_never_started_that_does_nothing(shim: Shim, odd: Runtime) -> None:
-    before = holdings(shim)
+    before = descriptors(shim)
     pid = shim.create("still", "/bin/sleep", "1000", options=odd.options)
     odd.fail("delete", "exit 0")
     deleted = shim.call("Delete", id="still")
@@ -499,7 +391,7 @@ def test_a_delete_of_what_was_never_started_that_does_nothing(shim: Shim, odd: R
 
 def test_no_processes_but_words(shim: Shim, odd: Runtime) -> None:
     pid = arrange(shim, odd, "words", "ps")
-    before = holdings(shim)
+    before = descriptors(shim)
     for script, told in (
         ("printf '\\377no\\033 JSON'", "\ufffdno\ufffd JSON"),
         (":", "nothing"),
@@ -517,7 +409,7 @@ def test_no_processes_but_words(shim: Shim, odd: Runtime) -> None:
     assert refusal(shim, "Pids", id="words").endswith("y y is no list of processes")
     odd.fail("ps", "echo null; exit 0")
     assert not shim.call("Pids", id="words").processes
-    assert holdings(shim) == before
+    assert descriptors(shim) == before
     end(shim, "words", pid)
 
 
@@ -569,7 +461,7 @@ class Hung:
 
 def test_runtimes_that_hang(shim: Shim) -> None:
     """Each is ended after its time; until then nobody else waits, nor whoever kills or deletes."""
-    before = holdings(shim)
+    before = descriptors(shim)
     hung = Hung(shim)
     assert shim.run("lively", "/bin/sh", "-c", "exit 4") == 4
     shim.call("Kill", id="hung-start", signal=9)
@@ -588,22 +480,6 @@ def test_runtimes_that_hang(shim: Shim) -> None:
     eventually(lambda: not leaks.processes_with(str(shim.directory / "runtimes")))
     for command in hung.failures:
         assert_gone(shim, f"hung-{command}", before)
-
-
-def test_a_container_that_is_being_made_can_be_deleted(shim: Shim, odd: Runtime) -> None:
-    """The deletion has its turn when the creation is through."""
-    before = holdings(shim)
-    odd.fail("create", f'cat < {odd.directory}/gate; exec {shutil.which("runc")} "$@"')
-    os.mkfifo(odd.directory / "gate")
-    made = {"id": "making", "bundle": str(shim.bundle("making")), "options": odd.options}
-    creation = shim.channel.send("Create", request("Create", **made))
-    deletion = shim.channel.send("Delete", request("Delete", id="making"))
-    shim.connect()
-    with open(odd.directory / "gate", "w"):
-        pass
-    pid = shim.channel.receive(creation, task_v3_pb2.CreateTaskResponse).pid
-    assert shim.channel.receive(deletion, task_v3_pb2.DeleteResponse).pid == pid
-    assert_gone(shim, "making", before)
 
 
 @pytest.mark.parametrize("fault", ["missing", "fails", "dies", "hangs", "does nothing"])
@@ -699,8 +575,9 @@ async def test_a_client_that_does_not_wait_for_a_hung_runtime(
         assert await own.run("alone")
 
 
-async def test_a_client_that_does_not_wait_for_a_hung_runtime_of_a_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", [LATE, f'sleep 1; {shutil.which("runc")} "$@"; exit'])
+async def test_a_client_that_does_not_wait_for_a_runtime_of_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """The shim serves others: it stays, and deletes what it could not make once it knows."""
     monkeypatch.setattr("cradled.runtime.manager.TAKE_BACK_SECONDS", 0.1)
@@ -709,13 +586,13 @@ async def test_a_client_that_does_not_wait_for_a_hung_runtime_of_a_group(
     async with node(OWN, Timeouts(shutdown=0.3, runtime=2.0)) as own:
         own.add("first", "/bin/sleep", "1000", annotations=group)
         pid = await own.run("first")
-        runtime.fail("create", LATE)
+        runtime.fail("create", fault)
         await give_up(own, runtime, "second", annotations=group)
         async with asyncio.timeout(20):
-            while leaks.processes_with(str(runtime.path)):  # noqa: ASYNC110
+            path = str(runtime.path)
+            while leaks.processes_with(path) or leaks.cgroups_named("second"):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not own.bundle("second").exists()
-        assert not leaks.cgroups_named("second")
         assert not has_ended(pid)
         runtime.repair()
         assert await own.run("second")
@@ -727,7 +604,7 @@ async def give_up(own: Node, runtime: Runtime, id: str, **spec: Any) -> None:
     chosen = AnyValue(RUNC_OPTIONS, message.SerializeToString())
     own.add(id, "/bin/sleep", "1000", options=chosen, **spec)
     creation = asyncio.create_task(own.create(id))
-    while not (own.bundle(id) / "init.pid").exists():  # noqa: ASYNC110
+    while not leaks.processes_with(str(runtime.path)):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     creation.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from cradled.linux.coroutines import Future
+from cradled.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
 from cradled.shim import log
 from cradled.shim import messages as m
 from cradled.shim.container import Container, Supervisor
@@ -53,7 +52,8 @@ class TaskService:
         self._shim = shim
         self._dismiss = dismiss
         self._containers: dict[str, Container] = {}
-        self._creating: dict[str, Future] = {}
+        self._creating: dict[str, bool] = {}
+        """What is being made, and whether it is wanted still."""
 
     @property
     def idle(self) -> bool:
@@ -65,13 +65,15 @@ class TaskService:
             raise AlreadyExists(f"container {request.id}")
         container = Container(self._shim, request, _options(request.options))
         log.stay(request.bundle)
-        made = self._creating[request.id] = Future()
+        self._creating[request.id] = True
         try:
             pid = await container.create()
             self._containers[request.id] = container
         finally:
-            del self._creating[request.id]
-            made.set()
+            is_wanted = self._creating.pop(request.id)
+        if not is_wanted:
+            await self.delete(m.DeleteRequest(id=request.id))
+            raise Error(f"container {request.id} was deleted while it was created")
         return m.CreateTaskResponse(pid=pid)
 
     async def start(self, request: m.StartRequest) -> Message:
@@ -82,10 +84,8 @@ class TaskService:
 
     async def delete(self, request: m.DeleteRequest) -> Message:
         if request.id in self._creating:
+            self._creating[request.id] = False  # who will not wait for it has it taken back
             raise FailedPrecondition(f"container {request.id} is being created")
-        creating = self._creating.get(request.id)
-        if creating is not None:  # a client that will not wait for it has it taken back
-            await creating
         container = self._container(request.id)
         if request.exec_id:
             process = await container.delete_exec(request.exec_id)
