@@ -143,6 +143,26 @@ async def test_the_shim_died_meanwhile(node: Node) -> None:
     await node.end("lost")
 
 
+async def test_another_shim_serves_the_group_of_one_that_died(node: Node) -> None:
+    """It knows nothing of the containers of the one before, but somebody must tell of their end."""
+    for id in ("first", "second"):
+        node.add(id, *FOREVER, annotations={"io.containerd.runc.v2.group": "pod"})
+    pid = await node.run("first")
+    await node.heard("first", "create", "start")
+    shim = await node.shim_pid("first")
+    node.tasks._closing = True  # the daemon dies before it has done anything about it
+    os.kill(shim, signal.SIGKILL)
+    await ended(shim)
+    await node.run("second")
+    assert node.saved("second") == node.saved("first")
+    await node.heard("second", "create", "start")
+    await node.restart()
+    assert [process.id for process in await node.tasks.list(node.scope)] == ["second"]
+    *_, exited, deleted = await node.heard("first", *LIFE)
+    assert (exited.pid, exited.exit_status) == (deleted.pid, deleted.exit_status) == (pid, 137)
+    await ended(pid)
+
+
 async def test_the_shim_died_after_it_saw_the_exit(own: Node) -> None:
     pid = await own.run("seen", "/bin/sh", "-c", "exit 6")
     end = await own.tasks.wait(own.scope, "seen")

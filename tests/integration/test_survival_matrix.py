@@ -17,7 +17,18 @@ from pathlib import Path
 
 import pytest
 from harness.images import busybox_image
-from harness.survival import IMAGE, Ledger, Life, World, all_live, check, kept, prepared
+from harness.survival import (
+    IMAGE,
+    UNKNOWN,
+    Ledger,
+    Life,
+    World,
+    all_live,
+    check,
+    kept,
+    prepared,
+    until,
+)
 
 import cradled
 
@@ -68,6 +79,7 @@ PROGRAM = {name for name in points("shim") if name.startswith("shim.program.")}
 DAEMON = sorted({*points("runtime", "events")} - FOREIGN - AFTER_A_SHIM)
 SHIM = sorted({*points("shim", "linux")} - PROGRAM)
 ZYGOTE = points("zygote")
+CLEARING = {"shim.program.deleting", "shim.program.deleted"}
 UNATTENDED = {"shim.unlinked", "shim.leaving"}
 """Steps of a shim that no container has any more."""
 SPARE = 3
@@ -209,3 +221,33 @@ async def test_runc_dies_before_and_after_each_of_its_commands(mortal: World) ->
     async with Ledger.open(mortal) as ledger:
         lives = await lives_until_all_are_reached(mortal, RUNC)
         await check(mortal, ledger, lives)
+
+
+@pytest.mark.parametrize("point", sorted(CLEARING))
+@pytest.mark.parametrize(
+    ("step", "victim"),
+    [
+        ("shim.kill.asked", "daemon and shim"),
+        pytest.param("shim.kill.asked", "shim", marks=wide),
+        pytest.param("shim.exit.saved", "daemon and shim", marks=wide),
+        pytest.param("shim.exit.saved", "shim", marks=wide),
+    ],
+)
+async def test_the_program_that_clears_up_after_a_shim_dies(
+    world: World, point: str, step: str, victim: str
+) -> None:
+    async with Ledger.open(world) as ledger:
+        life = Life(world, "c", unseen={UNKNOWN})
+        world.points.arm([step], signal.SIGSTOP)
+        living = asyncio.create_task(life.live())
+        shims = await world.points.stopped(step)
+        world.points.arm([point])
+        if victim == "daemon and shim":
+            await world.kill_daemon()
+        world.kill(*shims)
+        await world.start()
+        await living
+        await until(lambda: not world.points.waiting, "the program has died")
+        await check(world, ledger, [life])
+        told = set(ledger.of("c", "c", life.pid))
+        assert told == ({life.code} if step == "shim.exit.saved" else {UNKNOWN})

@@ -37,6 +37,12 @@ class Bootstrap:
     address: str
     protocol: str = "ttrpc"
 
+    @property
+    def path(self) -> str:
+        """Of its socket; empty when that is no file."""
+        path = self.address.removeprefix("unix://")
+        return path if path.startswith("/") else ""
+
     def to_json(self) -> bytes:
         """As it is kept in ``bootstrap.json``."""
         values = {"version": self.version, "address": self.address, "protocol": self.protocol}

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from cradled import failpoints
 from cradled.errors import AlreadyExists, Error
-from cradled.linux import fs, mount
+from cradled.linux import fs, mount, plain_json
 from cradled.linux.tree import remove_tree
 from cradled.runtime import bootstrap
 from cradled.runtime.bootstrap import Bootstrap
@@ -132,6 +132,17 @@ class Bundle:
     def sandbox(self) -> str:
         """The sandbox whose shim it shares; empty for none."""
         return (_read(f"{self.path}/sandbox") or b"").decode()
+
+    def exit(self) -> tuple[int, int, int] | None:
+        """Pid, status and time of an init whose end our shim has seen."""
+        kept = plain_json.load(f"{self.path}/exit.json")
+        seen = kept.get("pid"), kept.get("exit_status"), kept.get("exited_at")
+        return seen if all(type(value) is int for value in seen) else None  # type: ignore[return-value]
+
+    def init_pid(self) -> int:
+        """The pid of init; 0 when it never had one."""
+        pid = (_read(f"{self.path}/init.pid") or b"").strip()
+        return int(pid) if pid.isdigit() else 0
 
     def execs(self) -> list[Exec]:
         """The processes beside init whose exits the shim has not told, if it is ours."""

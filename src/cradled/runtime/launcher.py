@@ -347,10 +347,8 @@ def _prepare(bundle: Bundle, result: Bootstrap, path: str) -> socket.socket | No
 
 def remove_socket(saved: Bootstrap | None) -> None:
     """Blocking: remove a dead shim's socket, unless others of its group are served there."""
-    if saved is not None:
-        path = saved.address.removeprefix("unix://")
-        if os.path.isabs(path):
-            unix.remove_stale(path)
+    if saved is not None and saved.path:
+        unix.remove_stale(saved.path)
 
 
 def _shim_cgroups(options: AnyValue | None) -> Sequence[str]:
@@ -385,7 +383,6 @@ async def _run_delete(program: Sequence[str], daemon: Daemon, bundle: Bundle) ->
     if done.status:
         output = done.stderr.decode(errors="replace").strip()
         raise Error(f"shim delete failed: {output}: {_status(done.status)}")
-    await threads.run("fs", lambda: remove_socket(bundle.load_bootstrap()))
     return bootstrap.parse_delete(done.stdout)
 
 

@@ -389,10 +389,15 @@ class TaskManager:
         task = Task(bundle, launcher, facts.client, facts.shim_log, sandboxed=sandboxed)
         task.adopt(facts.process)
         self._register(task)
-        if task.exit is not None and not self._told.has(task.key, task.id, task.pid):
-            # The shim still has the exit, behind what else it has to tell, and tries again.
+        task.ended(INIT).add_done_callback(lambda _: self._expect_told(task))
+
+    def _expect_told(self, task: Task) -> None:
+        """See to it that an exit is told. The shim still has it, behind what else it has to tell,
+        and tries again; but one of another make may have given up while we were away."""
+        end = task.exit
+        if end is not None and not self._told.has(task.key, task.id, end.pid):
             loop = asyncio.get_running_loop()
-            loop.call_later(TELL_SECONDS, self._tell_exit, task, task.exit)
+            loop.call_later(TELL_SECONDS, self._tell_exit, task, end)
 
     def _tell_exit(self, task: Task, end: Exit) -> None:
         """Tell an exit in place of a shim that could not, while nobody was there to hear it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,13 +38,15 @@ class Facts:
     """What is known of a bundle; whoever has it closes what is open.
 
     ``shim_log`` is None when there never was a shim, ``client`` when none answered; ``process`` is
-    init, where the shim has the container.
+    init, where the shim has the container. ``is_orphan``: the container was made by a shim of its
+    group that is gone, and another serves the group.
     """
 
     bundle: Bundle
     program: str = ""
     sandbox: str = ""
     bootstrap: Bootstrap | None = None
+    is_orphan: bool = False
     shim_log: ShimLog | None = None
     client: ShimClient | None = None
     process: Process | None = None
@@ -56,8 +59,10 @@ class Facts:
 
 
 def judge(facts: Facts) -> Verdict:
-    if facts.client is not None:
-        return Verdict.DISMISS if facts.process is None else Verdict.KEEP
+    if facts.process is not None:
+        return Verdict.KEEP
+    if facts.client is not None and not facts.is_orphan:
+        return Verdict.DISMISS
     # A foreign shim may run though the daemon died before it kept its address.
     return Verdict.REAP if facts.program else Verdict.DISCARD
 
@@ -93,4 +98,12 @@ def _read(bundle: Bundle) -> Facts:
     except errors.Error as error:
         log.warning("bundle %s: %s", bundle.path, error)
         saved = None
-    return Facts(bundle, bundle.shim_path(), bundle.sandbox(), saved)
+    orphan = saved is not None and _is_older(f"{bundle.path}/init.pid", saved.path)
+    return Facts(bundle, bundle.shim_path(), bundle.sandbox(), saved, orphan)
+
+
+def _is_older(path: str, than: str) -> bool:
+    try:
+        return os.stat(path).st_mtime_ns < os.stat(than).st_mtime_ns
+    except OSError:
+        return False

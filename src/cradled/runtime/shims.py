@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 
 from cradled import errors, failpoints
 from cradled.aio import threads
@@ -13,7 +14,7 @@ from cradled.linux.tree import remove_tree
 from cradled.runtime import dialing
 from cradled.runtime.bootstrap import Bootstrap
 from cradled.runtime.bundle import Bundle
-from cradled.runtime.launcher import Launcher, Launchers
+from cradled.runtime.launcher import Launcher, Launchers, remove_socket
 from cradled.spans import span, traced
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Shims:
             end = await launcher.delete(bundle)
         except (errors.Error, OSError) as error:
             log.warning("clean-up after the shim of %s: %s", bundle.id, error)
-            return Exit(pid, UNKNOWN_EXIT, time.time_ns())
+            end = await threads.run("fs", _end_in, bundle)
         finally:
             await threads.run("fs", _clear_after, bundle)
         return Exit(pid or end.pid, end.status, end.exited_at)
@@ -77,12 +78,20 @@ async def reach(bootstrap: Bootstrap, *, is_there: bool = False) -> dialing.Chan
         raise errors.Error(f"failed to connect to shim: {error}") from error
 
 
+def _end_in(bundle: Bundle) -> Exit:
+    """Blocking: how a container ended, as far as its bundle tells."""
+    seen = bundle.exit()
+    return Exit(*seen) if seen else Exit(bundle.init_pid(), UNKNOWN_EXIT, time.time_ns())
+
+
 def _clear_after(bundle: Bundle) -> None:
     """Blocking: remove what a shim's program, or its runtime, should have removed."""
     options = plain_json.load(f"{bundle.path}/options.json")  # of those that know runc
     root = options.get("root") or DEFAULT_ROOT if options else ""
     notes = f"{root}/{bundle.namespace}/{bundle.id}" if isinstance(root, str) and root else ""
     leftovers.clear(bundle.path, bundle.id, notes)
+    with suppress(errors.Error, OSError):
+        remove_socket(bundle.load_bootstrap())
 
 
 def _clear(directories: list[str]) -> None:

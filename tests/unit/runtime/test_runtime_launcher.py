@@ -1,7 +1,6 @@
 """Which shim serves which runtime, and what shims of other makes do at their start."""
 
 import os
-import socket
 import stat
 from pathlib import Path
 
@@ -164,17 +163,12 @@ async def test_a_shim_that_fails(tmp_path: Path, daemon: Daemon, bundle: Bundle)
 
 
 async def test_delete(tmp_path: Path, daemon: Daemon, bundle: Bundle) -> None:
-    address = tmp_path / "dead.sock"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(address))
-    bundle.save_bootstrap(Bootstrap(2, f"unix://{address}"))
     path = program(
         tmp_path / "shim", 'echo "$@" > args; echo warning >&2; printf "\\010\\005\\020\\211\\001"'
     )
     assert await BinaryLauncher(daemon, path).delete(bundle) == Exit(5, 137, 0)
     words = (Path(bundle.path) / "args").read_text().split()
     assert words[-3:] == ["-bundle", bundle.path, "delete"]
-    assert not address.exists()
 
 
 async def test_a_program_that_is_not_there(tmp_path: Path, daemon: Daemon, bundle: Bundle) -> None:

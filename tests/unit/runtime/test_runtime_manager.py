@@ -327,3 +327,5 @@ def test_verdicts() -> None:
     assert judge(Facts(bundle, program="/x")) is Verdict.REAP
     assert judge(Facts(bundle, program="/x", client=client)) is Verdict.DISMISS
     assert judge(Facts(bundle, program="/x", client=client, process=process)) is Verdict.KEEP
+    orphan = Facts(bundle, program="/x", client=client, is_orphan=True)
+    assert judge(orphan) is Verdict.REAP
