@@ -24,12 +24,14 @@ sys.exit(main({kind!r}))
 
 
 class Kind(NamedTuple):
-    """``form`` of the answer: message, json or text; ``address`` has a place for the path."""
+    """``form`` of the answer: message, json or text; ``address`` has a place for the path. A
+    ``stubborn`` shim starts no sandbox, answers to no shutdown, and does not go."""
 
     form: str = "message"
     protocol: str = "ttrpc"
     version: int = 3
     address: str = "unix://{}"
+    stubborn: bool = False
 
 
 def write(path: Path, kind: Kind) -> str:
@@ -41,7 +43,7 @@ def write(path: Path, kind: Kind) -> str:
     return str(path)
 
 
-def main(given: tuple[str, str, int, str]) -> int:
+def main(given: tuple[str, str, int, str, bool]) -> int:
     kind, words = Kind(*given), sys.argv[1:]
     flags = dict(zip(words[::2], words[1::2], strict=False))
     action = words[-1]
@@ -103,8 +105,18 @@ async def _serve(path: str, kind: Kind) -> None:
             await super().enter(name, call)
 
     shim = Loud(path, kind.version, kind.protocol)
+    if kind.stubborn:
+        for name in ("shutdown", "shutdown_sandbox"):
+            shim.script[name] = asyncio.Event().wait
+        shim.script["start_sandbox"] = _refuse
     await shim.serve()
     told = int(sys.argv[3])
     os.write(told, b"1")
     os.close(told)
     await shim.gone.wait()
+
+
+async def _refuse() -> None:
+    from cradled.errors import PermissionDenied
+
+    raise PermissionDenied("not today")

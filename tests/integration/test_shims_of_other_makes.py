@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import leaks
 from harness.daemon import Daemon, wait_until
 from harness.shim_program import Kind, write
 
 from cradled.api import containers_pb2, sandbox_pb2, tasks_pb2
 from cradled.api.types_pb2 import Sandbox
 from cradled.api.wellknown_pb2 import Any as AnyMessage
-from cradled.errors import NotFound
+from cradled.errors import NotFound, PermissionDenied
 from cradled.rpc import grpc_client
 from cradled.rpc.stub import Stub
 
@@ -38,6 +39,8 @@ SETTINGS = """
 [plugins."io.containerd.shim.v1.manager"]
   env = ["FAKE_SHIM=yes", "FAKE_SOCKETS={0}"]
   socket_dir = "{0}"
+[timeouts]
+  "io.containerd.timeout.shim.shutdown" = "200ms"
 """
 
 
@@ -98,7 +101,7 @@ def left(daemon: Daemon) -> list[Path]:
 
 
 def sockets_of(daemon: Daemon) -> list[Path]:
-    return list(Path(daemon.settings.rpartition("= ")[2].strip(' "\n')).iterdir())
+    return list(Path(daemon.settings.partition('socket_dir = "')[2].partition('"')[0]).iterdir())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -157,6 +160,20 @@ async def test_a_sandbox_over_a_restart(shims: Daemon, tmp_path: Path, name: str
         with pytest.raises(NotFound):
             await services.pods.start(sandbox_pb2.ControllerStartRequest(**by))
         await services.store.delete(sandbox_pb2.StoreDeleteRequest(sandbox_id="pod"))
+    wait_until(lambda: not left(shims), lambda: str(left(shims)))
+
+
+async def test_a_sandbox_whose_shim_does_not_go(shims: Daemon, tmp_path: Path) -> None:
+    """It is ended when the sandbox cannot be started."""
+    runtime = write(tmp_path / "containerd-shim-fake-v1", Kind(stubborn=True))
+    pod = Sandbox(sandbox_id="pod", runtime=Sandbox.Runtime(name=runtime))
+    by: Any = {"sandbox_id": "pod", "sandboxer": "shim"}
+    async with asked(shims, runtime) as services:
+        await services.pods.create(sandbox_pb2.ControllerCreateRequest(sandbox=pod, **by))
+        assert len(leaks.processes_with(runtime)) == 1
+        with pytest.raises(PermissionDenied, match="failed to start sandbox pod: not today"):
+            await services.pods.start(sandbox_pb2.ControllerStartRequest(**by))
+    assert leaks.processes_with(runtime) == {}
     wait_until(lambda: not left(shims), lambda: str(left(shims)))
 
 

@@ -30,6 +30,7 @@ from cradled.core.scope import Scope
 from cradled.core.tasks import Exit
 from cradled.core.values import AnyValue
 from cradled.errors import AlreadyExists, NotFound, quote
+from cradled.linux import processes
 from cradled.rpc.ttrpc_client import ConnectionLost
 from cradled.runtime import dialing
 from cradled.runtime.bootstrap import Bootstrap
@@ -187,7 +188,7 @@ class ShimSandboxes:
             channel = await reach(result)
         client = SandboxClient(channel, bundle.namespace, bundle.id, result)
         undo.push("hanging up", client.aclose)
-        undo.push("end of the shim", self._end, client)
+        undo.push("end of the shim", self._end, bundle, client)
         return _Running(bundle, launcher, result, shim_log, client)
 
     def _register(self, running: _Running) -> None:
@@ -204,14 +205,14 @@ class ShimSandboxes:
         async with self._locks(running.key):
             if self._running.get(running.key) is not running:
                 return
-            await self._end(running.client)
+            await self._end(running.bundle, running.client)
             await self._shims.bury(running.bundle, running.launcher, 0)
             del self._running[running.key]
             await _let_go(running)
             await self._shims.remove(running.bundle)
 
-    async def _end(self, client: SandboxClient) -> None:
-        """Have a shim go that serves nobody any more."""
+    async def _end(self, bundle: Bundle, client: SandboxClient) -> None:
+        """Have a shim go that serves nobody any more; one that does not is killed."""
         gone = asyncio.Event()
         client.on_close(gone.set)
         limit = self._timeouts.shutdown
@@ -219,9 +220,11 @@ class ShimSandboxes:
             await client.shutdown(timeout=limit)
         with suppress(errors.Error):
             await client.shim.shutdown(client.id, timeout=limit)
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(GONE_SECONDS):
                 await gone.wait()
+        except TimeoutError:
+            await threads.run("fs", processes.end_those_in, bundle.path)
 
     async def _recover(self, bundle: Bundle) -> None:
         async with self._locks((bundle.namespace, bundle.id)):
@@ -249,7 +252,7 @@ class ShimSandboxes:
         except (OSError, errors.Error) as error:
             log.info("sandbox %s is gone: %s", bundle.id, error)
             if client is not None:
-                await self._end(client)
+                await self._end(bundle, client)
                 await client.aclose()
             shim_log.close()
             return False
