@@ -45,6 +45,8 @@ T = TypeVar("T")
 CLOSE_SECONDS = 2.0
 TAKE_BACK_SECONDS = 10.0
 """How long a task may go on being made, for nobody, before that is broken off."""
+GIVE_UP_SECONDS = 60.0
+"""The same of a deletion: output may have to be drained first, and a runtime takes its time."""
 KILLED = 137
 TELL_SECONDS = 20.0
 """How long a shim may take to tell an exit that happened while the daemon was away."""
@@ -298,7 +300,7 @@ class TaskManager:
 
     async def _give_up(self, task: Task, deletion: asyncio.Task[Exit]) -> None:
         """Break off, for the sake of others, what the shim of a task does not answer."""
-        _, late = await asyncio.wait([deletion], timeout=TAKE_BACK_SECONDS)
+        _, late = await asyncio.wait([deletion], timeout=GIVE_UP_SECONDS)
         if late and task.deleting is not None:
             task.deleting.cancel()
         await asyncio.wait([deletion])

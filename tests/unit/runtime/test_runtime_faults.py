@@ -47,7 +47,8 @@ OF_NOTHING = {"kill", "exec", "checkpoint"}
 @pytest.fixture
 async def faulty(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """With tasks ``a``, whose shim will go wrong, and ``b``; nothing may be left of both."""
-    monkeypatch.setattr("cradled.runtime.manager.TAKE_BACK_SECONDS", PATIENCE)
+    for name in ("TAKE_BACK_SECONDS", "GIVE_UP_SECONDS"):
+        monkeypatch.setattr(f"cradled.runtime.manager.{name}", PATIENCE)
     world.shims.wires = {}
     world.shims.timeouts = Timeouts(shutdown=0.1, state=0.1, stats=0.1)
     await world.restart()
