@@ -145,6 +145,12 @@ class App:
         if self._events is not None:
             await self._events.stop(grace)
 
+    async def settle(self, seconds: float) -> bool:
+        """Wait, so long at the most, until no container is being made or taken apart; whether one
+        was."""
+        busy: bool = await self.get(t.RUNTIME, "task").settle(seconds)
+        return busy
+
     async def part(self, seconds: float) -> Parting:
         """Have subscribers told, within so many seconds, what was published, and no more."""
         parting: Parting = await self.get(t.EVENT, "exchange").part(seconds)

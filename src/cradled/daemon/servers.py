@@ -40,6 +40,8 @@ class Servers:
         self._app.drain()
         settling = (server.settle(upgrade.GRACE) for server in self.grpc)
         await asyncio.gather(self._deafen(upgrade.GRACE), *settling)
+        if await self._app.settle(upgrade.WORK):
+            await asyncio.sleep(upgrade.ANSWER)  # for who waited for it
         parting = await self._app.part(upgrade.GRACE)
         await self._end(0, upgrade.LAST_WORDS)
         return Leave(stopped, *parting)

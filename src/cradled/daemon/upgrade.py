@@ -40,6 +40,12 @@ log = logging.getLogger(__name__)
 GRACE = 0.1
 """Seconds that calls under way are given, from when they began."""
 
+WORK = 2.0
+"""Seconds that the making and taking apart of containers is given, because it would be lost."""
+
+ANSWER = 0.01
+"""Seconds to tell clients how that went."""
+
 LAST_WORDS = 0.05
 """Seconds for clients to read why their calls ended."""
 

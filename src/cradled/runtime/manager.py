@@ -246,6 +246,14 @@ class TaskManager:
         await asyncio.gather(*map(one, found))
         await threads.run("fs", remove_orphans, state, root)
 
+    async def settle(self, seconds: float) -> bool:
+        """Wait, so long at the most, until nothing is being made or taken apart; whether something
+        was."""
+        if not self._background:
+            return False
+        await asyncio.wait(self._background, timeout=seconds)
+        return True
+
     async def aclose(self) -> None:
         """Hang up on all shims; waits under way end in an error.
 
