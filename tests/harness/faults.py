@@ -96,7 +96,7 @@ def script(fault: str, shim: FakeShim, wire: Wire) -> Callable[[], Awaitable[Any
         wire.cut_after(5)
 
     async def babbles() -> None:
-        wire.say(_nonsense(shim))
+        wire.say(GARBAGE)
         await asyncio.Event().wait()
 
     async def floods() -> None:
@@ -118,8 +118,3 @@ def _stray(shim: FakeShim) -> bytes:
     if shim.protocol == "grpc":
         return bytes([0, 0, 8, 6, 1, 0, 0, 0, 0]) + bytes(8)
     return bytes([0, 0, 0, 4, 0, 15, 66, 63, 2, 0]) + bytes(4)
-
-
-def _nonsense(shim: FakeShim) -> bytes:
-    """What HTTP/2 takes for the end; ttrpc has no such thing: a frame of an unknown type."""
-    return GARBAGE if shim.protocol == "grpc" else bytes([0, 0, 0, 4, 0, 0, 0, 1, 99, 0]) + bytes(4)

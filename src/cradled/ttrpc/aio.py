@@ -72,6 +72,8 @@ class _Shell(asyncio.Protocol):
         finally:
             self._receiving = False
         self.flush()
+        if self.core.derailed and self.transport is not None:
+            self.transport.abort()
 
     def handle(self, event: Any) -> None:
         raise NotImplementedError

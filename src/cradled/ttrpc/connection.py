@@ -122,9 +122,12 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """One side of a connection; ``role`` is ``CLIENT`` or ``SERVER``."""
+    """One side of a connection; ``role`` is ``CLIENT`` or ``SERVER``.
 
-    __slots__ = ("_held", "_last_id", "_out", "_reader", "_role", "_sizes", "_streams")
+    ``derailed``: a server has sent what is no frame, after which nothing else it sends is one.
+    """
+
+    __slots__ = ("_held", "_last_id", "_out", "_reader", "_role", "_sizes", "_streams", "derailed")
 
     def __init__(self, role: int) -> None:
         self._role = role
@@ -134,6 +137,7 @@ class Connection:
         self._sizes: dict[int, int] = {}  # of requests, where they are worth counting
         self._held = 0
         self._last_id = -1 if role == CLIENT else 0
+        self.derailed = False
 
     @property
     def open_streams(self) -> int:
@@ -296,6 +300,8 @@ class Connection:
 
     def _client_frame(self, received: Frame) -> Event | None:
         stream_id, data = received.stream_id, received.data
+        if data is None and received.kind not in (RESPONSE, DATA):
+            self.derailed = True
         if stream_id not in self._streams:
             return None  # an answer to a call that was given up
         if data is None:

@@ -19,6 +19,9 @@ from cradled.core.values import AnyValue
 from cradled.runtime.timeouts import Timeouts
 
 PATIENCE = 0.05
+FATAL = {"dies", "stops half way", "babbles"}
+"""What takes the connection with it."""
+
 HARMLESS = {"floods"}
 
 ANY = AnyValue("x")
@@ -65,17 +68,11 @@ async def faulty(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     assert others == []
 
 
-def is_fatal(world: World, fault: str) -> bool:
-    """Whether it takes the connection with it."""
-    fatal = {"dies", "stops half way", *(["babbles"] if world.shims.protocol == "grpc" else [])}
-    return fault in fatal
-
-
-def hangs(world: World, rpc: str, fault: str) -> bool:
+def hangs(rpc: str, fault: str) -> bool:
     """Whether no answer will ever come."""
     if rpc == "wait" and fault in HARMLESS:
         return True  # nothing has ended
-    return fault in ("hangs", "babbles") and not is_fatal(world, fault)
+    return fault == "hangs"
 
 
 def arm(world: World, rpc: str, fault: str) -> None:
@@ -102,7 +99,7 @@ async def test_calls(faulty: World, rpc: str, fault: str) -> None:
     if rpc == "wait":
         await world.manager.exec(NS, "a", "x", Stdio(), ANY)
     arm(world, rpc, fault)
-    patience = PATIENCE if hangs(world, rpc, fault) else 10
+    patience = PATIENCE if hangs(rpc, fault) else 10
     asking = asyncio.ensure_future(asked(CALLS[rpc](world.manager), patience))
     await neighbour_is_served(world)
     if fault in HARMLESS:
@@ -115,7 +112,7 @@ async def test_calls(faulty: World, rpc: str, fault: str) -> None:
         assert asking.exception() is None or isinstance(asking.exception(), errors.Error)
     world.shims.shims["a"].script.clear()
     await neighbour_is_served(world)
-    if is_fatal(world, fault):
+    if fault in FATAL:
         await until(lambda: world.bundles().count("a") == 0)
         assert world.told() == ["/tasks/exit", "/tasks/delete"]
         assert world.shims.deleted == ["a"]
@@ -146,14 +143,14 @@ async def test_creation(faulty: World, fault: str) -> None:
         return await script(fault, shim, world.shims.wires["a"])()
 
     world.shims.script["create"] = arm_when_called
-    patience = PATIENCE if hangs(world, "create", fault) else 10
+    patience = PATIENCE if hangs("create", fault) else 10
     creating = asyncio.ensure_future(asked(world.create("a"), patience))
     await entered.wait()
     await neighbour_is_served(world)
     if fault in HARMLESS:
         assert (await asyncio.gather(creating, return_exceptions=True))[0] is None
         return
-    with pytest.raises(TimeoutError if hangs(world, "create", fault) else errors.Error):
+    with pytest.raises(TimeoutError if hangs("create", fault) else errors.Error):
         await creating
     await until(lambda: world.bundles().count("a") == 0)
     assert world.told() == []
@@ -166,7 +163,7 @@ async def test_metrics(faulty: World, fault: str) -> None:
     arm(world, "stats", fault)
     found = [id for id, _, _ in await world.manager.metrics(NS, [])]
     assert found == (["b", "a"] if fault in HARMLESS else ["b"])
-    if is_fatal(world, fault):
+    if fault in FATAL:
         await until(lambda: world.bundles().count("a") == 0)
 
 

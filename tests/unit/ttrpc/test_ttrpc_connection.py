@@ -334,3 +334,19 @@ def test_the_core_imports_next_to_nothing() -> None:
         "_struct",
         "struct",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "derailed"),
+    [
+        (99, frames.MAX_DATA + 1, True),
+        (frames.REQUEST, 2**32 - 1, True),
+        (frames.RESPONSE, frames.MAX_DATA + 1, False),  # of a call that may have been given up
+        (frames.DATA, frames.MAX_DATA + 1, False),
+        (99, 0, False),  # of a protocol newer than ours
+    ],
+)
+def test_a_client_knows_what_is_no_frame(kind: int, length: int, derailed: bool) -> None:
+    client = core.Connection(core.CLIENT)
+    assert client.receive_data(frames.HEADER.pack(length, 1, kind, 0)) == []
+    assert client.derailed is derailed
