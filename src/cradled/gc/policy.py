@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 _LEAST_SECONDS = 0.005
+_AFTER_EXPIRY = 0.001  # what expires is there at that very moment still
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Policy:
 
     Between collections time is cut into intervals, long enough for collections to keep to their
     share. Whatever makes one necessary makes it due at the end of the interval under way; only a
-    number of deletions above its threshold does at once.
+    number of deletions above its threshold does at once. What expires makes one due at the end of
+    the interval in which it does.
     """
 
     def __init__(self, config: Config, now: float) -> None:
@@ -48,6 +50,10 @@ class Policy:
             self._at_latest(now + config.schedule_delay)
         elif self._needed():
             self._at_latest(self._interval_end(now))
+
+    def expires(self, at: float) -> None:
+        """Something will have expired then."""
+        self._at_latest(self._interval_end(max(at, self._ended)) + _AFTER_EXPIRY)
 
     def started(self) -> None:
         """A collection begins: what happened so far it takes care of."""

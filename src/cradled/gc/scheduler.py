@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 
 from cradled.gc.mark import Marker
 from cradled.gc.policy import Config, Policy
@@ -91,13 +92,21 @@ class Scheduler:
         stats.seconds = loop.time() - start
         self.seconds.observe(stats.seconds)
         self._policy.ended(stats.seconds, loop.time())
+        self._expires(collection.next_expiry)
         return stats
 
-    def _watch(self, mutations: int, deletions: int) -> None:
+    def _watch(self, mutations: int, deletions: int, expiry: int | None) -> None:
         due = self._policy.due
         self._policy.changed(mutations, deletions, asyncio.get_running_loop().time())
+        self._expires(expiry)
         if self._policy.due != due:
             self._changed.set()
+
+    def _expires(self, at: int | None) -> None:
+        """Something expires then, in nanoseconds since the epoch; None: nothing does."""
+        if at is not None:
+            left = (at - time.time_ns()) / 1e9
+            self._policy.expires(asyncio.get_running_loop().time() + left)
 
 
 async def _mark_and_sweep(collection: Collection) -> Stats:

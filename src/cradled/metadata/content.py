@@ -204,6 +204,7 @@ class Content:
                 (self._namespace, ref, backend_ref, total, expected, now, expires_at),
             )
             tx.touch(self._namespace, graph.node(graph.INGEST, ref))
+            tx.expires(expires_at or None)
             _, kept_ref, _, _, started_at = tx.one(_FIND_STATUS, (self._namespace, ref)) or ()
             return kept_ref, started_at
 

@@ -51,13 +51,14 @@ CHECKPOINT_CHANGES = 448  # rows changed between checkpoints: about LOG_BYTES of
 class Transaction:
     """What a command works on; only valid while the command runs."""
 
-    __slots__ = ("_touched", "deletions", "events", "execute", "executemany")
+    __slots__ = ("_touched", "deletions", "events", "execute", "executemany", "expiry")
 
     def __init__(self, connection: sqlite3.Connection, touched: set[str] | None) -> None:
         self.execute = connection.execute
         self.executemany = connection.executemany
         self.events: list[Envelope] = []
         self.deletions = 0
+        self.expiry: int | None = None
         self._touched = touched
 
     def one(self, sql: str, parameters: Sequence[Any] = ()) -> Row | None:
@@ -79,6 +80,11 @@ class Transaction:
         """Note that an object or a reference to one went away, for who decides when to collect."""
         self.deletions += 1
 
+    def expires(self, at: int | None) -> None:
+        """Note when, in nanoseconds since the epoch, an object will have expired, if it will."""
+        if at is not None:
+            self.expiry = at if self.expiry is None else min(self.expiry, at)
+
     def take_touched(self) -> set[str]:
         """The nodes touched since the last call, by the commands run so far."""
         taken = set(self._touched or ())
@@ -95,6 +101,7 @@ class _Job(Generic[T]):
         "done",
         "error",
         "events",
+        "expiry",
         "result",
         "span",
         "submitted",
@@ -115,6 +122,7 @@ class _Job(Generic[T]):
         self.error: BaseException | None = None
         self.events: list[Envelope] = []
         self.deletions = 0
+        self.expiry: int | None = None
         self.changed = False
 
     def deliver(self) -> None:
@@ -157,7 +165,7 @@ class Engine:
         self.measures = Measures()
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
-        self.watcher: Callable[[int, int], None] | None = None
+        self.watcher: Callable[[int, int, int | None], None] | None = None
         """Told on the loop after each commit: how many commands changed something, how much they
         deleted."""
         self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
@@ -348,6 +356,7 @@ class Engine:
             job.error = error
             return self._writer.total_changes == before
         job.events, job.deletions = transaction.events, transaction.deletions
+        job.expiry = transaction.expiry
         job.changed = self._writer.total_changes != before
         return True
 
@@ -387,7 +396,9 @@ class Engine:
             if events and self._publisher is not None:
                 self._publisher.publish(events)
             if done and self.watcher is not None:
-                self.watcher(len(done), sum(job.deletions for job in done))
+                expiries = [job.expiry for job in done if job.expiry is not None]
+                deletions = sum(job.deletions for job in done)
+                self.watcher(len(done), deletions, min(expiries, default=None))
         except Exception:  # what was committed is done whatever a listener does
             _log.exception("cannot tell what was committed")
         for job in batch:

@@ -65,6 +65,8 @@ class Collection:
         self._used: dict[str, str] = {}
         self._any_flat = False
         self.roots: list[str] = []
+        self.next_expiry: int | None = None
+        """When something that is a root now will have expired, in nanoseconds since the epoch."""
 
     async def load(self) -> None:
         """Read the graph. Every change from here on is heeded until ``close``."""
@@ -120,7 +122,7 @@ class Collection:
         namespace, node, labels, resource_type, resource_id = row
         self._objects[node] = ""
         found = marks.load(labels)
-        if graph.expired(found, self._now):
+        if self._expired(graph.expiry(found)):
             return
         self.roots.append(node)
         if resource_type is not None:
@@ -141,9 +143,8 @@ class Collection:
         namespace, node, target, labels = row
         self._structure[node] = target
         self._objects[node] = ""
-        if labels is None or not graph.expired(
-            self._read_labels(namespace, node, labels), self._now
-        ):
+        known = {} if labels is None else self._read_labels(namespace, node, labels)
+        if not self._expired(graph.expiry(known)):
             self.roots.append(node)
 
     def read_content(self, row: Row) -> None:
@@ -171,12 +172,20 @@ class Collection:
         self._objects[node] = backend_ref
         if expected:
             self._structure[node] = expected
-        if expires_at > self._now:
+        if expires_at and not self._expired(expires_at):
             self.roots.append(node)
 
     def read_sandbox(self, row: Row) -> None:
         namespace, labels = row
         self.roots += graph.links(namespace, marks.load(labels)).references
+
+    def _expired(self, at: int | None) -> bool:
+        """Whether an object has expired; of the others the first one's time is kept."""
+        if graph.expired(at, self._now):
+            return True
+        if at is not None:
+            self.next_expiry = min(at, self.next_expiry or at)
+        return False
 
     def _read_labels(self, namespace: str, node: str, text: str) -> dict[str, str]:
         labels = marks.load(text)

@@ -109,9 +109,13 @@ def satisfied(condition: str, labels: Labels, now: int) -> bool:
     return True
 
 
-def expired(labels: Labels, now: int) -> bool:
-    """Whether the expiry label is in the past; an invalid one is ignored."""
-    at = parse_time(labels.get(EXPIRE, ""))
+def expiry(labels: Labels) -> int | None:
+    """When an object expires; None where it does not, or where its label is no time."""
+    return parse_time(labels[EXPIRE]) if EXPIRE in labels else None
+
+
+def expired(at: int | None, now: int) -> bool:
+    """Whether an expiry is in the past."""
     return at is not None and now > at
 
 

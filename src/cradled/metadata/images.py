@@ -153,6 +153,7 @@ class Images:
         if graph.EXPIRE in image.labels:
             leases.join(tx, self._scope, "images", image.name)
         tx.touch(self._namespace, graph.node(graph.IMAGE, image.name))
+        tx.expires(graph.expiry(image.labels))
 
 
 def _row(namespace: str, image: Image) -> tuple[Any, ...]:

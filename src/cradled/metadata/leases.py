@@ -78,6 +78,7 @@ class Leases:
             if not tx.execute("INSERT OR IGNORE INTO leases VALUES (?, ?, ?, ?)", row).rowcount:
                 raise AlreadyExists(f"lease {quote(lease.id)}")
             tx.touch(self._namespace, graph.node(graph.LEASE, lease.id))
+            tx.expires(graph.expiry(kept))
 
         await self._engine.run(command)
         return lease

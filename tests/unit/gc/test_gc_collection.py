@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from harness.metadata import World
@@ -379,6 +380,27 @@ class TestScheduler:
         await ns.images.delete("img")
         await until(lambda: not world.blobs.blobs)
         await scheduler.aclose()
+        await scheduler.aclose()
+
+    async def test_what_expires_makes_it_collect(self, world: World, ns: ScopedDatabase) -> None:
+        scheduler = Scheduler(world.db, Config(pause_threshold=0.5, startup_delay=0.0))
+        scheduler.start()
+        await image(ns, "far", await blob(ns, "far"), {f"{GC}expire": FUTURE})
+        soon = datetime.now(UTC) + timedelta(seconds=0.2)
+        await image(ns, "near", await blob(ns, "near"), {f"{GC}expire": soon.isoformat()})
+        await until(lambda: len(world.blobs.blobs) == 1)
+        assert datetime.now(UTC) > soon
+        await scheduler.aclose()
+
+    async def test_expiry_is_known_after_a_restart(self, world: World, ns: ScopedDatabase) -> None:
+        soon = datetime.now(UTC) + timedelta(seconds=0.3)
+        lease = await ns.leases.create("l", {f"{GC}expire": soon.isoformat()})
+        await ns.leases.add_resource(lease.id, Resource(await blob(ns, "held"), "content"))
+        scheduler = Scheduler(world.db, Config(pause_threshold=0.5, startup_delay=0.0))
+        scheduler.start()
+        await until(lambda: not world.blobs.blobs)
+        assert datetime.now(UTC) > soon
+        assert await ns.leases.list() == []
         await scheduler.aclose()
 
     async def test_a_failure_is_not_the_end(self, world: World, ns: ScopedDatabase) -> None:

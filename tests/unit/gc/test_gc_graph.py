@@ -113,7 +113,8 @@ def test_durations(text: str, nanoseconds: int | None) -> None:
 
 def test_an_invalid_expiry_never_expires() -> None:
     label = "containerd.io/gc.expire"
-    assert graph.expired({label: "1990-01-01T00:00:00Z"}, 10**18)
-    assert not graph.expired({label: "2990-01-01T00:00:00Z"}, 10**18)
-    assert not graph.expired({label: "soon"}, 10**18)
-    assert not graph.expired({}, 10**18)
+    assert graph.expired(graph.expiry({label: "1990-01-01T00:00:00Z"}), 10**18)
+    assert not graph.expired(graph.expiry({label: "2990-01-01T00:00:00Z"}), 10**18)
+    assert graph.expiry({label: "soon"}) is None
+    assert graph.expiry({}) is None
+    assert not graph.expired(None, 10**18)

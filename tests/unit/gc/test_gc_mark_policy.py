@@ -141,3 +141,13 @@ def test_what_happens_during_one_counts_for_the_next() -> None:
     assert made.due is None
     made.ended(0.001, 12.0)
     assert made.due is None
+
+
+def test_an_expiry_makes_one_due_at_the_end_of_its_interval() -> None:
+    made = collected()
+    made.expires(10.3)
+    assert made.due == pytest.approx(10.491)
+    made.expires(20.0)
+    assert made.due == pytest.approx(10.491)
+    made.expires(9.0)  # long ago
+    assert made.due == pytest.approx(10.246)

@@ -143,12 +143,14 @@ async def test_a_cancelled_caller_is_told_when_its_command_has_run(engine: Engin
 
 
 async def test_the_watcher_hears_of_what_was_committed(engine: Engine) -> None:
-    heard: list[tuple[int, int]] = []
-    engine.watcher = lambda mutations, deletions: heard.append((mutations, deletions))
+    heard: list[tuple[int, int, int | None]] = []
+    engine.watcher = lambda *told: heard.append(told)
 
     def delete(tx: Transaction) -> None:
         tx.execute("DELETE FROM namespaces")
         tx.deleted()
+        for expiry in (None, 9, 7, 8):
+            tx.expires(expiry)
 
     def fail(tx: Transaction) -> None:
         tx.deleted()
@@ -159,7 +161,7 @@ async def test_the_watcher_hears_of_what_was_committed(engine: Engine) -> None:
     await engine.run(delete)
     with pytest.raises(NotFound):
         await engine.run(fail)
-    assert heard == [(1, 0), (1, 1)]
+    assert heard == [(1, 0, None), (1, 1, 7)]
 
 
 async def test_touched_nodes_are_noted_while_asked_for(engine: Engine) -> None:
