@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from harness.shims import Shim, Status, eventually, has_ended, options, running
 
+from cradled.linux import direct
+from cradled.linux.coroutines import Future, Loop
+
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("crun"), reason="needs root and crun"
 )
@@ -86,7 +89,7 @@ def test_crun_is_asked_to_create_only(shim: Shim, runtime: Runtime) -> None:
 )
 def test_hooks_are_crun_s(shim: Shim, runtime: Runtime, stage: str, asked: list[str]) -> None:
     ran = runtime.path.parent / "ran"
-    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"echo >> {ran}"]}
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"cat; echo >> {ran}"]}
     config = shim.bundle(stage) / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hooks": {stage: [hook]}}))
     create(shim, runtime, stage)
@@ -144,18 +147,14 @@ def test_notes_that_cannot_be_read_are_crun_s_matter(
     assert runtime.asked() == ["create", "start"]
 
 
-def test_nobody_waits_at_the_fifo(shim: Shim, runtime: Runtime) -> None:
-    """Then crun has not made it, or the container was started already."""
-    create(shim, runtime, "strange", "/bin/true")
-    fifo = notes(shim, "strange") / "exec.fifo"
-    kept = fifo.with_name("kept")
-    fifo.rename(kept)
-    os.mkfifo(fifo)
-    fifo.unlink()
-    with pytest.raises(Status, match="OCI runtime start failed"):
-        shim.call("Start", id="strange")
-    kept.rename(fifo)
-    shim.call("Start", id="strange")
-    shim.wait("strange")
-    shim.call("Delete", id="strange")
-    assert runtime.asked() == ["create", "start"]
+def test_a_container_that_waits_for_nobody_is_left_alone(tmp_path: Path) -> None:
+    """crun would wait at the FIFO; whoever makes it in time is told by it."""
+    group = {"cgroup-path": "/no/such", "systemd-cgroup": False, "scope": ""}
+    (tmp_path / "status").write_text(json.dumps(group))
+    (tmp_path / "config.json").write_text('{"ociVersion": "1.0.2"}')
+    os.mkfifo(tmp_path / "exec.fifo")
+    starting = direct.Crun(str(tmp_path)).start(Loop(print), Future())
+    with pytest.raises(StopIteration) as ended:
+        starting.send(None)
+    assert ended.value.value is False
+    assert (tmp_path / "exec.fifo").exists()
