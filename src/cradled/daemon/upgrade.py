@@ -53,6 +53,7 @@ READY_SECONDS = 60.0
 SERVING_SECONDS = 60.0
 """How long the new program may take to start, and to serve when it is its turn."""
 
+_END_SECONDS = 5.0  # for one that hung up to end by itself
 _OF_THIS_PROCESS = ("WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS")
 
 
@@ -270,7 +271,7 @@ class _Heir:
 
     async def _how_it_ended(self) -> str:
         with suppress(TimeoutError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(_END_SECONDS):
                 await self._wait(self._pidfd)
                 flags = os.WEXITED | os.WNOWAIT
                 ended = os.waitid(os.P_PIDFD, self._pidfd, flags)  # noqa: ASYNC222 - it has
