@@ -13,9 +13,15 @@ from harness import leaks
 from harness.shims import has_ended
 from harness.tasks import GO, OWN, Node, running
 
+from cradled.api.types_pb2 import RuntimeRequest
 from cradled.core.containers import Runtime
+from cradled.core.values import AnyValue
 from cradled.errors import Error, NotFound
+from cradled.runtime.bootstrap import Daemon
+from cradled.runtime.info import runtime_info
+from cradled.runtime.launcher import Launchers
 from cradled.runtime.timeouts import Timeouts
+from cradled.zygote.client import Zygote
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -179,7 +185,7 @@ async def test_a_program_that_went_away(node: Node, tmp_path: Path) -> None:
     ):
         spoil(program.path)
         text = await refusal(node, str(program.path))
-        assert text == f'{FAILED}fork/exec "{program.path}": {reason}'
+        assert text == f"{FAILED}fork/exec {program.path}: {reason}"
         program.path.touch()
         program.path.chmod(0o755)
 
@@ -207,3 +213,40 @@ async def test_delete(tmp_path: Path, case: str) -> None:
         await node.settled()
         assert has_ended(pid)
         assert not [path for path in leaks.cgroups_named("left") if node.mark in path]
+
+
+INFOS = {
+    "fails": ("echo no luck >&2; exit 7", "no luck: status 7"),
+    "dies": ("kill -9 $$", ": status -9"),
+    "hangs": ("sleep 1000", "{path} did not terminate within 1 s"),
+    "floods": ("yes", "{path} did not terminate within 1 s"),
+    "talks": ("echo nonsense", "its answer is no RuntimeInfo: "),
+}
+
+
+@pytest.mark.parametrize("case", INFOS)
+async def test_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.setattr("cradled.runtime.info.INFO_SECONDS", 1.0)
+    script, reason = INFOS[case]
+    program = Program(tmp_path, "exit 1")
+    program.path.write_text(f"#!/bin/sh\n{script}\n")
+    text = await info_refusal(program)
+    assert text.startswith("shim -info failed: " + reason.replace("{path}", str(program.path)))
+    assert not leaks.processes_with(str(program.path))
+
+
+async def test_info_of_what_cannot_be_run(tmp_path: Path) -> None:
+    program = Program(tmp_path, "exit 1")
+    program.path.chmod(0o644)
+    text = await info_refusal(program)
+    assert text == f"shim -info failed: fork/exec {program.path}: permission denied"
+
+
+async def info_refusal(program: Program) -> str:
+    launchers = Launchers(Daemon("/d", "/d.ttrpc", "/s"), Zygote(), runc_root="/r")
+    asked = RuntimeRequest(runtime_path=str(program.path))
+    with pytest.raises(Error) as caught:
+        await runtime_info(
+            launchers, AnyValue("containerd.types.RuntimeRequest", asked.SerializeToString())
+        )
+    return str(caught.value)

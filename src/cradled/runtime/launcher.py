@@ -200,7 +200,7 @@ class BinaryLauncher:
             reason = f"{self.path} did not terminate within {seconds:g} s"
             raise Error(f"failed to start shim: start failed: {reason}") from None
         except OSError as error:
-            reason = f'fork/exec "{self.path}": {(error.strerror or str(error)).lower()}'
+            reason = f"fork/exec {self.path}: {(error.strerror or str(error)).lower()}"
             raise Error(f"failed to start shim: start failed: {reason}") from error
         if done.status:
             output = done.stdout.decode(errors="replace").strip()
