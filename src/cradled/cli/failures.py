@@ -50,7 +50,9 @@ def run_status(error: errors.Error) -> int:
     As for a shell: 127 a command that is not there, 126 one that cannot be run, 125 all else.
     """
     text = str(error).lower()
-    if "oci runtime" not in text or not ("exec: " in text or "executable file" in text):
+    if "oci runtime" not in text or not ("exec: " in text or "executable" in text):
+        return 125
+    if "unable to retrieve oci runtime error" in text:  # the runtime is what cannot be run
         return 125
     if "not found" in text or "no such file or directory" in text:
         return 127

@@ -85,11 +85,23 @@ async def _record(
         id=id,
         labels={**labels, **options.get("labels", {})},
         image=image.name,
-        runtime=Runtime(options.get("runtime") or session.runtime),
+        runtime=_runtime(options.get("runtime", ""), session.runtime),
         spec=AnyValue(spec.TYPE_URL, json.dumps(made).encode()),
         snapshotter=session.snapshotter,
         snapshot_key=id,
     )
+
+
+def _runtime(chosen: str, usual: str) -> Runtime:
+    """A type or a shim says who serves; anything else is an OCI runtime below the usual shim."""
+    is_type = "/" not in chosen and "." in chosen
+    if is_type or chosen.rpartition("/")[2].startswith("containerd-shim-"):
+        return Runtime(chosen)
+    if not chosen:
+        return Runtime(usual)
+    from cradled.convert.tasks import runc_options
+
+    return Runtime(usual, runc_options(chosen))
 
 
 def _is_label(key: str, value: str) -> bool:

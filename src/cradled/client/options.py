@@ -38,8 +38,9 @@ class Options(Limits, total=False):
 
     ``mounts`` are ``/source:/destination[:ro]``; ``user`` is ``name|uid[:group|gid]``; ``net`` is
     ``none`` (loopback only) or ``host``. ``uidmap``, ``inside:outside:length[,...]``, gives it
-    users of its own, and groups likewise if ``gidmap`` does not say otherwise. ``spec`` are options
-    of ``cradled.oci.spec``, applied last.
+    users of its own, and groups likewise if ``gidmap`` does not say otherwise. ``runtime`` is a
+    runtime type (``io.containerd.runc.v2``), the path of a ``containerd-shim-*``, or else an OCI
+    runtime (``crun``), by name or path. ``spec`` are options of ``cradled.oci.spec``, applied last.
     """
 
     env: Mapping[str, str] | Sequence[str]

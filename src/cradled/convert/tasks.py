@@ -97,6 +97,12 @@ def exit_from_proto(message: pb.DeleteResponse) -> Exit:
     return Exit(message.pid, message.exit_status, nanoseconds(message.exited_at))
 
 
+def runc_options(binary: str) -> AnyValue:
+    """What has shims of runc's kind run another OCI runtime, by name or path."""
+    message = runc_options_pb2.Options(binary_name=binary)
+    return AnyValue(message.DESCRIPTOR.full_name, message.SerializeToString())
+
+
 def exec_id(details: AnyValue | None) -> str:
     """Of what a shim says of a process: the exec that it is; empty for all others."""
     message = runc_options_pb2.ProcessDetails

@@ -129,6 +129,11 @@ def test_errors_in_words(error: errors.Error, words: str, hint: str) -> None:
         ('exec: "/x": permission denied', 126),
         ('exec: "/x": is a directory', 126),
         ("executable file `x` not found in $PATH", 127),
+        ('error finding executable "x" in PATH [/bin]: no such file or directory', 127),
+        (
+            'unable to retrieve OCI runtime error (open): exec: "x": executable file not found',
+            125,
+        ),
         ("mounting /a: stat /a: no such file or directory", 125),
         ("anything else", 125),
     ],

@@ -75,7 +75,7 @@ def _options(flags: dict[str, Any]) -> Options:
         options["hostname"] = flags["hostname"]
     if flags["entrypoint"]:
         options["entrypoint"] = flags["entrypoint"]
-    for name in ("uidmap", "gidmap"):
+    for name in ("uidmap", "gidmap", "runtime"):
         if flags[name]:
             options[name] = flags[name]
     options["read_only"] = flags["read_only"]
@@ -104,6 +104,7 @@ def _options(flags: dict[str, Any]) -> Options:
 @click.option("--privileged", is_flag=True, help="Not confined: as good as root here.")
 @click.option("--uidmap", default="", metavar="IN:OUT:LENGTH", help="Users of its own.")
 @click.option("--gidmap", default="", metavar="IN:OUT:LENGTH", help="Groups; as users by default.")
+@click.option("--runtime", default="", metavar="RUNTIME", help="Like crun; or a type, or a shim.")
 @click.option("--hostname", default="", help="Its host name; by default its name.")
 @click.option(
     "--net",
