@@ -173,6 +173,11 @@ def _date() -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
 
 
+def reader(path: str) -> sqlite3.Connection:
+    """For reading only, of a file that others may be writing to."""
+    return sqlite3.connect(_uri(path), uri=True, isolation_level=None, timeout=30)
+
+
 def readable(path: str, table: str, columns: Sequence[str], key: Sequence[str]) -> Iterator[Row]:
     """The rows of a table that can be read in a damaged file; one may come more than once.
 
@@ -195,7 +200,7 @@ def readable(path: str, table: str, columns: Sequence[str], key: Sequence[str]) 
 
 def _until_damage(path: str, sql: str) -> Generator[Row, None, bool]:
     """Rows up to the first place that cannot be read; returns whether there was none."""
-    connection = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
+    connection = reader(path)
     try:
         connection.execute("PRAGMA writable_schema=ON")  # a bad definition spoils one table only
         cursor = connection.execute(sql)
@@ -209,7 +214,8 @@ def _until_damage(path: str, sql: str) -> Generator[Row, None, bool]:
 
 
 def _uri(path: str) -> str:
-    """For reading only."""
+    """For reading only; a file without a log has no writer, and gets no log by being read."""
+    fixed = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
     for character in "%?#":
         path = path.replace(character, f"%{ord(character):02x}")
-    return f"file:{path}?mode=ro"
+    return f"file:{path}?mode=ro{fixed}"

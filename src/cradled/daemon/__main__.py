@@ -50,6 +50,8 @@ def _run(args: arguments.Arguments, began: float) -> int:
         return 0
     if args.command == "serve-snapshotter":
         return _serve_snapshotter(args)
+    if args.command in ("fsck", "backup", "restore"):
+        return _look_after(args)
     if args.command == "hook":
         from cradled.daemon import oci_hook
 
@@ -94,6 +96,22 @@ def configure(args: arguments.Arguments) -> tuple[Config, list[Problem]]:
     if args.address:
         config = builtins.with_address(config, args.address)
     return config, problems
+
+
+def _look_after(args: arguments.Arguments) -> int:
+    """2 where nothing can be said or done."""
+    from cradled.daemon import repairing
+
+    run = {
+        "fsck": repairing.fsck,
+        "backup": repairing.write_backup,
+        "restore": repairing.restore,
+    }[args.command]
+    try:
+        return run(configure(args)[0], args.operands)
+    except (ConfigError, Error, listeners.StartError, OSError) as error:
+        print(f"cradled: {error}", file=sys.stderr)
+        return 2
 
 
 def _serve_snapshotter(args: arguments.Arguments) -> int:

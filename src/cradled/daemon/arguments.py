@@ -13,6 +13,10 @@ usage: cradled [flags]                        run the daemon
        cradled [flags] config check [FILE]    tell all that is wrong in a file and its imports
        cradled [flags] publish --topic TOPIC --namespace NAME
                                               publish the event on stdin (a serialised Any)
+       cradled [flags] fsck [--verify] [--repair] [--json] [--explain [PATH|ID]]
+                                              check all that is kept; tell what it is; repair it
+       cradled [flags] backup FILE            copy the metadata, whoever uses it meanwhile
+       cradled [flags] restore FILE           put a backup back; nothing that is there is removed
        cradled [flags] serve-snapshotter NAME be a plugin of other daemons: serve a snapshotter of
                                               ours, kept in --root, at --address
        cradled oci-hook PROGRAM [ARG...]      run a program as an OCI hook, the container's state
@@ -48,6 +52,7 @@ _COMMANDS = {
     ("publish",): "publish",
 }
 _SNAPSHOTTER = "serve-snapshotter"
+_APART = ("fsck", "backup", "restore")  # all that follows is their own
 _WITH_FILE = ("migrate", "check")
 _OF_PUBLISH = ("topic", "namespace")
 
@@ -57,9 +62,9 @@ class UsageError(Exception):
 
 
 class Arguments(NamedTuple):
-    """``command`` is serve, default, dump, migrate, check, publish, hook, serve-snapshotter,
-    version or help; empty texts were not given. ``operands`` are the words of a hook's program, or
-    the snapshotter."""
+    """``command`` is serve, default, dump, migrate, check, publish, fsck, backup, restore, hook,
+    serve-snapshotter, version or help; empty texts were not given. ``operands`` are the words of a
+    hook's program or of a command that takes its own, or the snapshotter."""
 
     command: str = "serve"
     config: str = ""
@@ -88,7 +93,9 @@ def parse(words: Sequence[str]) -> Arguments:
             return Arguments("version")
         if word == "oci-hook" and not command:
             return Arguments("hook", operands=tuple(rest[1:] if rest[:1] == ["--"] else rest))
-        if word == "--strict":
+        if word in _APART and not command:
+            command, rest = [word, *rest], []
+        elif word == "--strict":
             strict = True
         elif word.startswith("-"):
             field, value = _flag(word, rest)
@@ -118,6 +125,8 @@ def _flag(word: str, rest: list[str]) -> tuple[str, str]:
 
 def _command(words: list[str], values: dict[str, Any]) -> tuple[str, ...]:
     """A command's name and its operands."""
+    if words and words[0] in _APART:
+        return (*words,)
     if words[:1] == [_SNAPSHOTTER]:
         if len(words) != 2:
             raise UsageError(f"{_SNAPSHOTTER} wants the name of one snapshotter")

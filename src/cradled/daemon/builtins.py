@@ -322,6 +322,7 @@ async def _tasks(context: InitContext) -> Any:
     )
     context.stack.push_async_callback(manager.aclose)
     context.export("log-uri-schemes", "fifo,binary,file")
+    context.export("state", context.state_base)
     await manager.recover(context.get(*_JOURNAL).exits())
     return manager
 

@@ -135,8 +135,7 @@ class Records:
 
     def all(self) -> list[Record]:
         """Every snapshot, parents first."""
-        sql = f"SELECT {_COLUMNS} ORDER BY s.id"
-        return [_record(row) for row in self._read(lambda reader: reader.execute(sql).fetchall())]
+        return self._read(read_all)
 
     def ids(self) -> list[int]:
         """Of every snapshot."""
@@ -316,6 +315,12 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def read_all(connection: sqlite3.Connection) -> list[Record]:
+    """Every snapshot of a file, parents first."""
+    rows = connection.execute(f"SELECT {_COLUMNS} ORDER BY s.id").fetchall()
+    return [_record(row) for row in rows]
 
 
 def salvage(path: str) -> Iterator[Record]:
