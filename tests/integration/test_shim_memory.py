@@ -12,7 +12,7 @@ from harness.shims import Shim
 
 from cradled.zygote.client import Zygote
 
-SERVING, RUNNING = 1300, 2000
+SERVING, RUNNING = 1150, 1950
 """Budgets in KiB, a fifth above what CPython 3.11 needs."""
 
 

@@ -3,7 +3,7 @@
 A forked shim shares its parent's memory until it writes to it, and CPython writes when it runs
 code for the first times: it fills caches, specialises instructions, counts references to names.
 What has run often enough before the fork writes less after it, in every shim. So a client and a
-container, whose runtime and init do nothing, live through all that is common, ``TIMES`` times.
+container, whose runtime and init do nothing, live through all that is common.
 What only a real runtime or a privileged process can do is played as far as that goes.
 """
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from cradled.linux.coroutines import Loop
     from cradled.ttrpc.codec import Message
 
-TIMES = 10  # CPython 3.11 specialises what has run eight times
+TIMES = 10
+"""How often is enough: CPython 3.11 specialises what has run eight times."""
 _PATIENCE = 1.0  # seconds for one time, which takes some milliseconds
 _RUNTIME, _INIT = "true", "cat"
 # What runc keeps of a container, as far as ``direct`` reads it.
@@ -38,14 +39,14 @@ _NOTES = (
 )
 
 
-def rehearse(directory: str) -> None:
+def rehearse(directory: str, times: int) -> None:
     """Play in ``directory``, which is made and removed. Raises OSError."""
     before = os.listdir("/proc/self/fd")
     os.mkdir(directory, 0o700)
     try:
         for name in ("stdout", "stderr"):
             os.mkfifo(f"{directory}/{name}")
-        for _ in range(TIMES):
+        for _ in range(times):
             if not _play(directory):
                 break
     finally:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
-from cradled.linux import libc, loop  # noqa: F401 (loop: for mounts of images)
+from cradled.linux import heap, libc, loop  # noqa: F401 (loop: for mounts of images)
 from cradled.shim import log
-from cradled.shim.rehearsal import rehearse
+from cradled.shim.rehearsal import TIMES, rehearse
 from cradled.shim.runc import LIMIT
 from cradled.shim.supervise import run
 from cradled.zygote import protocol
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 def prepare() -> None:
     """Make this process ready to be forked from: called by the zygote, once."""
     libc.load()
+    directory = protocol.scratch(os.environ, os.getpid())
     try:
-        rehearse(protocol.scratch(os.environ, os.getpid()))
+        heap.gather(heap.executed(lambda: rehearse(directory, 1)))
+        rehearse(directory, TIMES)
     except OSError as error:  # shims will be larger, nothing else
         log.line(f"rehearsal: {error}")
 

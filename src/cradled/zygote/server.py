@@ -6,10 +6,8 @@ lives on. A child starts from a clean slate (own session, default signals, no de
 own, /dev/null as standard streams), calls its entry and exits when that returns.
 
 Memory is why it exists, so it writes as little of it as it can. A page that it writes to after a
-fork is no longer shared with the child, which keeps a copy for itself alone: so between two forks
-it does next to nothing, and even reading the request is left to the child. Objects made by the
-imports are frozen, lest a collection in a child copy the pages they lie in, and the holes between
-them are plugged, lest each new object of a child copy another page to lie in.
+fork is no longer shared with the child, which keeps a copy for itself alone (``linux.heap``): so
+between two forks it does next to nothing, and even reading the request is left to the child.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import sys
 from _socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SOCK_SEQPACKET, socket
 
 from cradled import failpoints
-from cradled.linux import signals
+from cradled.linux import heap, signals
 from cradled.zygote import protocol
 
 TYPE_CHECKING = False
@@ -30,12 +28,6 @@ if TYPE_CHECKING:
 
 _NULL_FD = 0
 _MAX_FD = 1 << 20
-
-# How CPython manages small objects (Objects/obmalloc.c), and the size of an empty ``bytes``.
-_POOL, _HEADER, _ALIGNMENT, _SMALLEST, _LARGEST = 16384, 48, 16, 48, 512
-_BYTES = sys.getsizeof(b"")
-_RUN = 4  # so many blocks in a row from a pool's beginning: nobody has used it since it was made
-_POOLS = 64  # as many full pools' worth of holes are plugged at the most
 
 
 def main(preload: Sequence[str]) -> None:
@@ -47,9 +39,7 @@ def main(preload: Sequence[str]) -> None:
     for name in preload:
         _preload(name)
     signals.ignore(signals.SIGCHLD)  # nobody has to be waited for
-    gc.collect()
-    gc.freeze()
-    plugs = _plug_holes()  # noqa: F841 - alive as long as this process
+    heap.freeze()
     try:  # noqa: SIM105 - contextlib is not needed otherwise
         _serve(control)
     except ConnectionError:
@@ -68,27 +58,6 @@ def _preload(name: str) -> None:
             prepare()
     except Exception as error:
         print(f"zygote: preload of {name}: {error!r}", file=sys.stderr, flush=True)
-
-
-def _plug_holes() -> list[object]:
-    """Allocate blocks of every size until the next of that size lies in memory yet unused.
-
-    CPython gets small objects from pools of one size each. What is returned has to stay alive.
-    """
-    plugs: list[object] = [None] * 16384  # of full length from the start: growing makes holes
-    used = 0
-    for size in range(_LARGEST, _SMALLEST - 1, -_ALIGNMENT):
-        begin, run, last = used, 0, 0
-        while run < _RUN and used - begin < _POOLS * _POOL // size and used < len(plugs):
-            plugs[used] = bytes(size - _BYTES)
-            here = id(plugs[used])
-            used += 1
-            run = 1 if here % _POOL == _HEADER else run + 1 if run and here == last + size else 0
-            last = here
-        for index in range(used - 1, used - 1 - run, -1):  # give back what is unused, in order
-            plugs[index] = None
-        used -= run
-    return plugs
 
 
 def _serve(control: socket) -> None:
