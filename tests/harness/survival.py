@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cradled
@@ -40,6 +42,7 @@ IMAGE = "docker.io/library/busybox:test"
 KILLED, UNKNOWN = 128 + signal.SIGKILL, 255
 EXEC_CODE = 3
 SHIM, WORKER = "cradled-shim", "cradled-worker"
+AT_ONCE = 6
 POLL = 0.01
 JOURNAL = "io.cradled.journal.v1.events"
 PATIENCE = 30.0
@@ -265,13 +268,11 @@ class Ledger:
         """One that hears everything from now on."""
         ledger = cls(world)
         try:
-            number = 0
-            while not ledger._ready.is_set():
+            daemon, number = world.daemon, 0
+            while not ledger._ready.is_set():  # any event tells that it has subscribed
                 number += 1
-                async with world.client() as client:  # any event tells that it has subscribed
-                    await client.namespaces.create(f"ready-{number}", {})
-                    await client.namespaces.delete(f"ready-{number}")
-                await asyncio.sleep(POLL)
+                words = ("namespaces", "label", daemon.namespace, f"ready={number}")
+                await asyncio.to_thread(daemon.ctr, *words)
             yield ledger
         finally:
             await _end(ledger._task)
@@ -428,7 +429,12 @@ class Life:
             self.vanished = self.over = True
             return
         container = await client.containers.get(self.name)
-        self.pid = (await container.create_task(output="null")).pid
+        try:
+            self.pid = (await container.create_task(output="null")).pid
+        except AlreadyExists:
+            if self.world.daemon.kind == "cradled":
+                raise
+            await asyncio.sleep(POLL)  # containerd has refused already, and cleans up only then
 
     async def _created(self, client: Client, state: State) -> None:
         assert not self.started, self
@@ -491,6 +497,34 @@ class Life:
             assert told <= {EXEC_CODE, *unseen}, (self, exec_id, told)
 
 
+def points(*rooms: str) -> list[str]:
+    """All failpoints that these rooms name."""
+    found = set[str]()
+    for room in rooms:
+        for path in (Path(cradled.__file__).parent / room).glob("*.py"):
+            for call in re.findall(r"failpoints\.hit\(([^)]*)\)", path.read_text()):
+                found |= set(re.findall(r'"([a-z._]+)"', call))
+    return sorted(found)
+
+
+async def lives_until_all_are_reached(
+    world: World, steps: Sequence[str], **options: str
+) -> list[Life]:
+    """Live so many lives that somebody dies at each of the steps."""
+    world.points.arm(steps)
+    lives: list[Life] = []
+
+    async def one_after_the_other() -> None:
+        while world.points.waiting and len(lives) < 4 * len(steps):
+            life = Life(world, f"s{len(lives)}", options=options)
+            lives.append(life)
+            await life.live()
+
+    await asyncio.gather(*(one_after_the_other() for _ in range(AT_ONCE)))
+    assert world.points.waiting == []
+    return lives
+
+
 async def all_live(lives: Iterable[Life]) -> None:
     async with asyncio.TaskGroup() as group:
         for life in lives:
@@ -520,17 +554,17 @@ async def prepared(
     kind: str = "cradled",
     flags: Sequence[str] = (),
     state: Path | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[World]:
-    """A daemon with the image, which has run a container already."""
+    """A daemon with the image, which has run a container already, made with ``options``."""
     directory.mkdir()
     daemon = Daemon(directory, kind)
     daemon.state = state or daemon.state
     world = World(daemon, flags)
     await world.start()
     try:
-        async with world.client() as client:
-            await client.images.import_(archive)
-        await Life(world, FIRST).live()  # the zygote is ready now
+        await asyncio.to_thread(daemon.ctr, "images", "import", str(archive))
+        await Life(world, FIRST, options=dict(options)).live()  # the zygote is ready now
         yield world
     finally:
         world.points.clear()

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,13 @@ from harness.survival import (
     all_live,
     check,
     kept,
+    lives_until_all_are_reached,
+    points,
     prepared,
     until,
 )
 
-import cradled
-
 WIDE = os.environ.get("CRADLED_SURVIVAL") == "wide"
-AT_ONCE = 6
 SOME = 8
 WHEN = ("before", "after")
 
@@ -43,19 +41,6 @@ pytestmark = [
 ]
 
 wide = pytest.mark.skipif(not WIDE, reason="CRADLED_SURVIVAL=wide does this too")
-
-SOURCE = Path(cradled.__file__).parent
-
-
-def points(*rooms: str) -> list[str]:
-    """All failpoints that these rooms name."""
-    found = set[str]()
-    for room in rooms:
-        for path in (SOURCE / room).glob("*.py"):
-            for call in re.findall(r"failpoints\.hit\(([^)]*)\)", path.read_text()):
-                found |= set(re.findall(r'"([a-z._]+)"', call))
-    return sorted(found)
-
 
 MORTAL = """#!/bin/sh
 die() {
@@ -176,24 +161,6 @@ async def test_others_die_at_each_step_of_the_daemon(world: World, victim: str) 
             await living
             lives.append(life)
         await check(world, ledger, lives)
-
-
-async def lives_until_all_are_reached(
-    world: World, steps: Sequence[str], **options: str
-) -> list[Life]:
-    """Live so many lives that somebody dies at each of the steps."""
-    world.points.arm(steps)
-    lives: list[Life] = []
-
-    async def one_after_the_other() -> None:
-        while world.points.waiting and len(lives) < 4 * len(steps):
-            life = Life(world, f"s{len(lives)}", options=options)
-            lives.append(life)
-            await life.live()
-
-    await asyncio.gather(*(one_after_the_other() for _ in range(AT_ONCE)))
-    assert world.points.waiting == []
-    return lives
 
 
 @pytest.mark.parametrize("point", sorted(AFTER_A_SHIM))
