@@ -74,18 +74,27 @@ def release() -> float:
     return int(found.group(1)) if found else float("inf")
 
 
-@lru_cache
 def tree() -> Path:
-    """The directory with what the packages hold. Raises Unavailable."""
+    """The directory with what the packages hold. Raises Unavailable, at once after the first time."""
+    found = _tree()
+    if isinstance(found, Unavailable):
+        raise found
+    return found
+
+
+@lru_cache
+def _tree() -> Path | Unavailable:
     key = hashlib.sha256(" ".join((SUITE, *PACKAGES, *LIBRARIES)).encode()).hexdigest()[:12]
     target = CACHE / f"{SUITE}-{key}"
     if not target.exists():
         try:
             fetch(target)
         except subprocess.CalledProcessError as error:
-            raise Unavailable(f"{error.cmd[0]} failed: {error.stderr.decode()[-300:]}") from error
+            return Unavailable(f"{error.cmd[0]} failed: {error.stderr.decode()[-300:]}")
         except FileNotFoundError as error:
-            raise Unavailable(f"needs {error.filename}") from error
+            return Unavailable(f"needs {error.filename}")
+        except Unavailable as error:
+            return error
     return target
 
 
