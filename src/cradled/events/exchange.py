@@ -115,6 +115,7 @@ class Exchange:
         late = [one for one in self._missed(watcher, key) if group.filter.match(one.field)]
         if late:
             subscription.put(_Chunk(late, sum(record.size for record in late)))
+            self._expect_delivery()
         return subscription
 
     async def part(self, seconds: float) -> Parting:
@@ -173,8 +174,7 @@ class Exchange:
             except OSError:  # told twice after a restart is better than not told at all
                 _log.exception("cannot write the event journal")
             failpoints.hit("events.journalled")
-            if self._delivery is None and not self._has_parted:
-                self._expect_delivery()
+            self._expect_delivery()
             if self._growth is not None and self._handle is None:
                 self._handle = self._soon()
         if late and len(self._late) < _LATE and self._is_young():
@@ -189,9 +189,9 @@ class Exchange:
 
     def _expect_delivery(self) -> None:
         """See to it that the journal knows in a while how far all have been told."""
-        assert self._journal is not None
-        loop = asyncio.get_running_loop()
-        self._delivery = loop.call_later(_DELIVERY, self._delivered, self._journal.last)
+        if self._journal is not None and self._delivery is None and not self._has_parted:
+            loop = asyncio.get_running_loop()
+            self._delivery = loop.call_later(_DELIVERY, self._delivered, self._journal.last)
 
     def _delivered(self, number: int) -> None:
         assert self._journal is not None
