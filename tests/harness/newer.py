@@ -75,7 +75,7 @@ def release() -> float:
 
 
 def tree() -> Path:
-    """The directory with what the packages hold. Raises Unavailable, at once after the first time."""
+    """The directory with what the packages hold. Raises Unavailable, soon the second time."""
     found = _tree()
     if isinstance(found, Unavailable):
         raise found
