@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from harness.disk import TASKS, names
 from harness.images import busybox_image
+from harness.program import call, started
 from harness.survival import IMAGE, Ledger, Life, World, prepared, until
 
 from cradled.core.tasks import Status
@@ -91,6 +92,16 @@ async def test_after_a_reboot_containers_are_there_and_tasks_are_not(world: Worl
         for life in lives:
             await (await client.containers.get(life.name)).remove(force=True)
     await world.settled()
+
+
+def test_a_second_daemon_on_the_same_state_is_told_who_has_it(tmp_path: Path) -> None:
+    with started(tmp_path) as program:
+        root, address = f"--root={tmp_path}/other", f"--address={tmp_path}/other.sock"
+        refused = call(tmp_path, root, f"--state={tmp_path}/state", address)
+        text = f"cradled: state {tmp_path}/state is in use by another daemon"
+        assert refused.stderr == f"{text} (pid {program.process.pid})\n"
+        assert refused.returncode == 1
+        assert program.process.poll() is None
 
 
 @pytest.mark.parametrize("what", ["bytes", "inodes"])
