@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Program:
         *flags: str,
         env: dict[str, str] | None = None,
         program: str = PROGRAM,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.socket = directory / "d.sock"
         self.log = directory / "log"
@@ -38,6 +39,7 @@ class Program:
             self.process: subprocess.Popen[bytes] | Stranger = subprocess.Popen(
                 [program, *places(directory), *flags],
                 env={**os.environ, "NOTIFY_SOCKET": notify, **(env or {})},
+                pass_fds=pass_fds,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -73,10 +75,14 @@ def places(directory: Path) -> list[str]:
 
 @contextmanager
 def started(
-    directory: Path, *flags: str, env: dict[str, str] | None = None, program: str = PROGRAM
+    directory: Path,
+    *flags: str,
+    env: dict[str, str] | None = None,
+    program: str = PROGRAM,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[Program]:
     """A daemon that is ready; nothing of it is left behind."""
-    daemon = Program(directory, *flags, env=env, program=program)
+    daemon = Program(directory, *flags, env=env, program=program, pass_fds=pass_fds)
     try:
         daemon.ready = daemon.told()
         assert daemon.ready[0] == "READY=1", daemon.log.read_text()

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import sys
 import threading
 import urllib.request
@@ -230,6 +231,42 @@ async def test_events_keep_their_numbers(tmp_path: Path, path: Path) -> None:
     assert [event.fields["name"] for event in seen] == ["a", "b"]
     epochs, numbers = zip(*(event.position.split("-") for event in seen), strict=True)
     assert (len(set(epochs)), numbers) == (1, ("1", "2"))
+
+
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "x"}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+async def test_sockets_of_a_service_manager(tmp_path: Path, path: Path) -> None:
+    """It keeps them, whatever becomes of the daemon, and of the one after it."""
+    with socket.socket(socket.AF_UNIX) as lent:
+        lent.bind(str(tmp_path / "d.sock"))
+        os.chmod(tmp_path / "d.sock", 0o600)
+        lent.listen()
+        os.set_inheritable(lent.fileno(), True)
+        activating = write_program(
+            tmp_path / "activating",
+            f"import os\nargs = [sys.executable, '-c', {ACTIVATE!r}, '{lent.fileno()}', '{path}']\n"
+            "os.execv(sys.executable, args + sys.argv[1:])",
+        )
+        inode = os.stat(tmp_path / "d.sock").st_ino
+        with started(tmp_path, program=activating, pass_fds=[lent.fileno()]) as program:
+            for _ in range(2):
+                await version_of(program)
+                done = await asyncio.to_thread(upgrade, program.socket)
+                adopt(program, done.pid)
+            assert program.stop() == 0
+            status = os.stat(tmp_path / "d.sock")
+            assert (status.st_ino, stat.S_IMODE(status.st_mode)) == (inode, 0o600)
+            assert not Path(f"{program.socket}.ttrpc").exists()
+            waiting = asyncio.ensure_future(version_of(program))
+        with started(tmp_path, program=activating, pass_fds=[lent.fileno()]) as program:
+            await waiting  # since before there was anybody
+            assert program.stop() == 0
 
 
 # It does not work

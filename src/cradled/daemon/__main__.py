@@ -153,7 +153,8 @@ def _own(config: Config) -> tuple[listeners.Sockets, tuple[int, int]]:
     listeners.make_directory(config.root, 0o700, "root")
     listeners.make_directory(config.state, 0o711, "state")
     locks = (listeners.hold(config.root, "root"), listeners.hold(config.state, "state"))
-    return listeners.Sockets(), locks
+    given = listeners.activated()
+    return listeners.Sockets(given, lent=given), locks
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 PATH_LIMIT = 107
 PORT_LIMIT = 65535
 BACKLOG = 4096
 HANDOVER = "CRADLED_HANDOVER"
 """In the environment of a daemon that takes over from another."""
+
+_ACTIVATION = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_FIRST_FD = 3
 
 
 class StartError(Exception):
@@ -73,18 +76,24 @@ class Sockets:
     """The sockets that a daemon listens at, by address; servers get duplicates.
 
     So the end of a server leaves its clients in the queue, where the next one finds them, in this
-    process or in the one that takes over. ``inherited`` are those of the daemon before.
+    process or in the one that takes over. ``inherited`` are those that listen already: of the
+    daemon before, or of a service manager. The latter's are ``lent``: their paths stay where and as
+    they are.
     """
 
-    def __init__(self, inherited: Mapping[str, socket.socket] | None = None) -> None:
+    def __init__(
+        self, inherited: Mapping[str, socket.socket] | None = None, lent: Collection[str] = ()
+    ) -> None:
+        self.lent = frozenset(lent)
         self._inherited = dict(inherited or {})
         self._open: dict[str, socket.socket] = {}
 
     def open(self, path: str, *, mode: int = 0o660, uid: int = 0, gid: int = 0) -> None:
         """Listen at a path, as ``listen`` does, if that is not so yet. Raises StartError."""
         if self._adopt(path):
-            os.chmod(path, mode)
-            os.chown(path, uid, gid)
+            if path not in self.lent:
+                os.chmod(path, mode)
+                os.chown(path, uid, gid)
         elif path not in self._open:
             self._open[path] = listen(path, mode=mode, uid=uid, gid=gid)
 
@@ -108,15 +117,11 @@ class Sockets:
     def close(self) -> None:
         """Listen nowhere any more, and leave no path; idempotent."""
         self.close_unclaimed()
-        for address, sock in self._open.items():
-            _remove(sock, address)
-        self._open.clear()
+        self._remove(self._open)
 
     def close_unclaimed(self) -> None:
         """Remove what was inherited and has not been opened."""
-        for address, sock in self._inherited.items():
-            _remove(sock, address)
-        self._inherited.clear()
+        self._remove(self._inherited)
 
     def forget(self) -> None:
         """Another process has them all."""
@@ -130,12 +135,28 @@ class Sockets:
         self._open[address] = self._inherited.pop(address)
         return True
 
+    def _remove(self, sockets: dict[str, socket.socket]) -> None:
+        for address, sock in sockets.items():
+            if sock.family == socket.AF_UNIX and address not in self.lent:
+                remove(sock, address)
+            else:
+                sock.close()
+        sockets.clear()
 
-def _remove(sock: socket.socket, address: str) -> None:
-    if sock.family == socket.AF_UNIX:
-        remove(sock, address)
-    else:
-        sock.close()
+
+def activated() -> dict[str, socket.socket]:
+    """The sockets at which a service manager has clients wait for us (``sd_listen_fds``), by path
+    or ``host:port``."""
+    pid, count, _ = (os.environ.pop(name, "") for name in _ACTIVATION)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return {}
+    found = {}
+    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+        name = sock.getsockname()
+        found[name if isinstance(name, str) else f"{name[0]}:{name[1]}"] = sock
+    return found
 
 
 def listen(path: str, *, mode: int = 0o660, uid: int = 0, gid: int = 0) -> socket.socket:

@@ -74,7 +74,7 @@ class Successor:
             for address, fd in zip(hello["sockets"], fds, strict=True)
         }
         _warm_up(hello["modules"])
-        return Inheritance(Sockets(given), self._locks)
+        return Inheritance(Sockets(given, lent=hello["lent"]), self._locks)
 
     async def turn(self, stop: asyncio.Event) -> Leave | None:
         """Wait until the old daemon has let go; None when it changed its mind."""

@@ -54,7 +54,7 @@ SERVING_SECONDS = 60.0
 """How long the new program may take to start, and to serve when it is its turn."""
 
 _END_SECONDS = 5.0  # for one that hung up to end by itself
-_OF_THIS_PROCESS = ("WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS")
+_OF_THIS_PROCESS = ("WATCHDOG_PID",)
 
 
 class Outcome(NamedTuple):
@@ -202,6 +202,7 @@ class Upgrades:
             "state": self._config.state,
             "version": VERSION,
             "sockets": list(self._sockets.all()),
+            "lent": list(self._sockets.lent),
             "modules": [
                 name
                 for name in list(sys.modules)

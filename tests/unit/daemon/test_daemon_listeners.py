@@ -13,6 +13,7 @@ import pytest
 from cradled.daemon.listeners import (
     Sockets,
     StartError,
+    activated,
     hold,
     listen,
     listen_tcp,
@@ -227,4 +228,60 @@ sockets.open(sys.argv[1], uid=os.geteuid(), gid=os.getegid())
 sockets.duplicate(sys.argv[1])
 print(flush=True)
 sys.stdin.read()
+"""
+
+
+# Activation
+
+LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+
+
+@pytest.mark.parametrize(
+    "values", [("", "", ""), ("1", "1", "x"), ("{pid}", "", ""), ("{pid}", "many", "")]
+)
+def test_nobody_has_activated_us(values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(LISTEN, values, strict=True):
+        monkeypatch.setenv(name, value.format(pid=os.getpid()))
+    assert activated() == {}
+    assert not set(LISTEN) & set(os.environ)
+
+
+def test_lent_sockets(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ACTIVATED, str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "s").exists()
+
+
+ACTIVATED = """
+import os, socket, sys
+path = sys.argv[1]
+made = [socket.socket(socket.AF_UNIX), socket.socket()]
+made[0].bind(path)
+made[1].bind(("127.0.0.1", 0))
+for number, sock in enumerate(made, 3):
+    sock.listen()
+    os.dup2(sock.fileno(), number + 10)
+tcp = "127.0.0.1:%d" % made[1].getsockname()[1]
+for sock in made:
+    sock.close()
+for number in (3, 4):
+    os.dup2(number + 10, number)
+    os.close(number + 10)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
+from cradled.daemon.listeners import Sockets, activated
+found = activated()
+assert list(found) == [path, tcp], found
+assert not any(os.get_inheritable(number) for number in (3, 4))
+sockets = Sockets(found, lent=found)
+mode = os.stat(path).st_mode
+sockets.open(path, mode=0o600)
+sockets.open_tcp(tcp)
+assert os.stat(path).st_mode == mode
+sockets.close()
+assert [sock.fileno() for sock in found.values()] == [-1, -1]
 """
