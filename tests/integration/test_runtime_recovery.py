@@ -143,6 +143,45 @@ async def test_the_shim_died_meanwhile(node: Node) -> None:
     await node.end("lost")
 
 
+async def test_the_shim_died_of_one_that_has_the_name_of_another_before(node: Node) -> None:
+    """The exit of the one before was told; that of this one was not."""
+    await node.run("again", *FOREVER)
+    await node.end("again")
+    await node.heard("again", *LIFE)
+    pid = await node.run("again")
+    await node.heard("again", *LIFE, "create", "start")
+    shim = await node.shim_pid("again")
+    await node.stop()
+    os.kill(shim, signal.SIGKILL)
+    await ended(shim)
+    await node.start()
+    *_, exited, _ = await node.heard("again", *LIFE, *LIFE)
+    assert (exited.pid, exited.exit_status) == (pid, 137)
+
+
+async def test_the_execs_of_a_shim_that_died(own: Node) -> None:
+    """Their ends are told as well, each once, whether or not the daemon was there."""
+    for id, away in (("here", False), ("away", True)):
+        await own.run(id, *FOREVER)
+        pid = await own.exec(id, "lives", *FOREVER)
+        await own.exec(id, "told", "/bin/sh", "-c", "exit 3")
+        await own.tasks.wait(own.scope, id, "told")
+        begun = ["create", "start", "exec-added", "exec-started", "exec-added", "exec-started"]
+        await own.heard(id, *begun, "exit")
+        shim = await own.shim_pid(id)
+        if away:
+            await own.stop()
+        os.kill(shim, signal.SIGKILL)
+        await ended(shim)
+        if away:
+            await own.start()
+        heard = await own.heard(id, *begun, "exit", "exit", "exit", "delete")
+        told, lived, init = heard[6:9]
+        assert (told.id, told.exit_status) == ("told", 3)
+        assert (lived.id, lived.pid, lived.exit_status) == ("lives", pid, 137)
+        assert (init.id, init.exit_status) == (id, 137)
+
+
 async def test_another_shim_serves_the_group_of_one_that_died(node: Node) -> None:
     """It knows nothing of the containers of the one before, but somebody must tell of their end."""
     for id in ("first", "second"):
