@@ -16,13 +16,16 @@ import pytest
 from harness import leaks
 from harness.daemon import Daemon, wait_until
 from harness.shim_program import Kind, write
+from harness.tasks import GO, OWN
 
 from cradled.api import containers_pb2, sandbox_pb2, tasks_pb2
 from cradled.api.types_pb2 import Sandbox
 from cradled.api.wellknown_pb2 import Any as AnyMessage
-from cradled.errors import NotFound, PermissionDenied
+from cradled.errors import NotFound, PermissionDenied, Unimplemented
 from cradled.rpc import grpc_client
 from cradled.rpc.stub import Stub
+
+has_go_shim = pytest.mark.skipif(not os.path.exists(GO), reason="needs containerd's runc shim")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -175,6 +178,21 @@ async def test_a_sandbox_whose_shim_does_not_go(shims: Daemon, tmp_path: Path) -
             await services.pods.start(sandbox_pb2.ControllerStartRequest(**by))
     assert leaks.processes_with(runtime) == {}
     wait_until(lambda: not left(shims), lambda: str(left(shims)))
+
+
+@pytest.mark.parametrize("runtime", [OWN, pytest.param(GO, marks=has_go_shim)])
+async def test_a_shim_that_runs_no_sandboxes(shims: Daemon, runtime: str) -> None:
+    spec = AnyMessage(type_url="spec", value=b"{}")
+    pod = Sandbox(sandbox_id="pod", runtime=Sandbox.Runtime(name=runtime), spec=spec)
+    request = sandbox_pb2.ControllerCreateRequest(sandbox_id="pod", sandboxer="shim", sandbox=pod)
+    running = []
+    for _ in range(2):  # the first one may have the daemon start what shims are made with
+        async with asked(shims, runtime) as services:
+            with pytest.raises(Unimplemented, match="failed to create sandbox pod: "):
+                await services.pods.create(request)
+        wait_until(lambda: not left(shims), lambda: str(left(shims)))
+        running.append(leaks.marked_processes(shims.mark).keys())
+    assert running[0] == running[1]
 
 
 def test_a_socket_directory_that_is_too_deep(tmp_path: Path) -> None:
