@@ -147,3 +147,21 @@ def test_a_daemon_in_the_foreground(home: Home) -> None:
     process.terminate()
     assert process.wait(30) == 0
     process.communicate()
+
+
+def test_an_upgrade_of_a_daemon_that_was_started_on_demand(home: Home) -> None:
+    status, out, err = home.run("daemon", "upgrade")
+    assert (status, out) == (1, "")
+    text = "cradle: no daemon is running; the new version will be, when it is started\n"
+    assert err == text
+    assert home.daemons() == []
+    assert home.run("ps")[0] == 0
+    before = home.pid()
+    status, out, err = home.run("daemon", "upgrade")
+    assert (status, err) == (0, "")
+    wait_until(lambda: home.daemons() == [home.pid()], "the old one is gone")
+    assert out.splitlines()[1] == f"process\t{home.pid()}"
+    assert home.pid() != before
+    arguments = Path(f"/proc/{home.pid()}/cmdline").read_bytes().split(b"\0")
+    assert arguments[arguments.index(b"--exit-idle") + 1] == b"600"
+    assert home.run("ps") == (0, "", "")

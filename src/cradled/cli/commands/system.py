@@ -14,6 +14,7 @@ import click
 from cradled import version as ours
 from cradled.cli import moments, ondemand, output
 from cradled.cli.app import App, Command
+from cradled.cli.failures import Failure
 from cradled.errors import Unimplemented
 
 if TYPE_CHECKING:
@@ -75,14 +76,19 @@ def version(app: App) -> None:
 
 
 def _server_version(app: App) -> str:
-    """Empty when no daemon is running; none is started to ask it."""
+    """Empty when no daemon is running."""
+    return _running(app)[1]
+
+
+def _running(app: App) -> tuple[str, str]:
+    """Address and version of the daemon; both empty when none is running: none is started."""
     from cradled.client.query import server_version
 
     candidates = [app.address] if app.address else ondemand.addresses(ondemand.home())
     for address in candidates:
         if found := server_version(address):
-            return found
-    return ""
+            return address, found
+    return "", ""
 
 
 @click.command(
@@ -109,6 +115,10 @@ def daemon(app: App, flags: Sequence[str]) -> None:
 
 
 def _upgrade(app: App) -> None:
+    app.address = app.address or _running(app)[0]
+    if not app.address:
+        raise Failure("no daemon is running", "the new version will be, when it is started")
+
     async def main(client: Client) -> None:
         done = await client.upgrade()
         if app.json:
