@@ -126,6 +126,23 @@ def test_objects_are_read_as_by_the_package(text: str, rest: str) -> None:
     assert plain_json.parse(text) == plain_json.parse(text + rest) == expected
 
 
+@fuzz(300)
+@given(JSON, JSON, st.text(max_size=5), st.booleans())
+def test_a_member_is_read_without_the_rest(before: Any, value: Any, name: str, dense: bool) -> None:
+    """Text that only looks like it is in quotes of its own."""
+    key = f"the {name}"
+    text = json.dumps(
+        {"a": [before, f'"{key}":1'], "b": {key: value}, "c": before},
+        separators=(",", ":") if dense else None, ensure_ascii=False,
+    )  # fmt: skip
+    if json.dumps(key, ensure_ascii=False) == f'"{key}"':
+        assert plain_json.member(text, key) == value
+    with pytest.raises(KeyError):
+        plain_json.member(text, f"not {key}")
+    with pytest.raises(KeyError):
+        plain_json.member(f'{{"{key}":', key)
+
+
 # Notes about a container
 
 RUNC = {

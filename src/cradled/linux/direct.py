@@ -20,7 +20,6 @@ from cradled.linux.coroutines import Closed, Future
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
     from cradled.linux.coroutines import Loop
 
@@ -37,7 +36,7 @@ class Runc:
 
     async def start(self, loop: Loop, ended: Future) -> bool:
         """Let a created init go on; whether it did. ``ended`` is done when the process has died."""
-        if not self._is_plain(self._state(), "poststart"):
+        if self._groups("poststart") is None:
             return False
         fifo = f"{self.directory}/exec.fifo"
         try:
@@ -60,24 +59,23 @@ class Runc:
 
     def delete(self) -> bool:
         """Remove an ended container's cgroups and directory; whether all of it is gone."""
-        state = self._state()
-        if not self._is_plain(state, "poststop"):
-            return False
-        return _remove(state["cgroup_paths"].values(), self.directory)
+        groups = self._groups("poststop")
+        return groups is not None and _remove(groups.values(), self.directory)
 
-    def _state(self) -> dict[str, Any]:
-        return plain_json.load(f"{self.directory}/state.json")
-
-    def _is_plain(self, state: dict[str, Any], stage: str) -> bool:
-        """Whether cgroups are all there is beside the processes, and no hook waits for a stage."""
+    def _groups(self, stage: str) -> dict[str, str] | None:
+        """The cgroups, if they are all there is beside the processes, and no hook waits for a
+        stage; otherwise None."""
         try:
-            settings = state["config"]
-            groups = settings["cgroups"]
-            special = groups["Systemd"] or state.get("rootless") or state.get("intel_rdt_path")
-            hooks = settings.get("Hooks") or {}
-            return not special and not hooks.get(stage) and type(state["cgroup_paths"]) is dict
-        except (AttributeError, KeyError, TypeError):
-            return False
+            state = cgroup.read(f"{self.directory}/state.json")
+            special = [plain_json.member(state, name) for name in ("Systemd", "rootless")]
+            if '"intel_rdt_path":' in state:
+                special.append(plain_json.member(state, "intel_rdt_path"))
+            hooks = plain_json.member(state, "Hooks") or {}
+            groups = plain_json.member(state, "cgroup_paths")
+            is_plain = not any(special) and not hooks.get(stage) and type(groups) is dict
+        except (OSError, AttributeError, KeyError):
+            return None
+        return groups if is_plain else None
 
 
 class Crun:
@@ -119,11 +117,13 @@ class Crun:
         try:
             group: str = status["cgroup-path"]
             special = status["systemd-cgroup"] or status["scope"] or status.get("intelrdt")
-            spec = plain_json.load(f"{self.directory}/config.json")
-            if special or not spec or (spec.get("hooks") or {}).get(stage):
+            spec = cgroup.read(f"{self.directory}/config.json").strip()
+            is_whole = spec.startswith("{") and spec.endswith("}")
+            hooks = plain_json.parse(spec)["hooks"] if '"hooks"' in spec else {}
+            if special or not is_whole or (hooks or {}).get(stage):
                 return ""
             return group if group.startswith("/") and group.strip("/") else ""
-        except (AttributeError, KeyError, TypeError):
+        except (OSError, AttributeError, KeyError, TypeError):
             return ""
 
 

@@ -34,6 +34,22 @@ def load(path: str) -> dict[str, Any]:
         return {}
 
 
+def member(text: str, name: str) -> Any:
+    """The value of the first member of that name in a text, at whatever depth.
+
+    What is around it is not read: of a whole object with a thousand others in it the memory would
+    be kept. Raises KeyError where there is none that can be read.
+    """
+    mark = f'"{name}":'
+    begin = text.find(mark) + len(mark)
+    if begin < len(mark):
+        raise KeyError(name)
+    try:
+        return _scan(text, begin + (text[begin : begin + 1] == " "))[0]
+    except (ValueError, StopIteration, RecursionError):
+        raise KeyError(name) from None
+
+
 def parse(text: str) -> dict[str, Any]:
     """The JSON object that a text begins with; an empty one where there is none."""
     try:
