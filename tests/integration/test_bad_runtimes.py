@@ -233,6 +233,20 @@ def test_a_container_that_was_there_is_not_taken_for_a_failed_one(shim: Shim, od
         subprocess.run([*argv[:3], "delete", "--force", "others"], check=True)
 
 
+def test_another_daemon_s_container_of_the_same_cgroup_lives_on(shim: Shim, odd: Runtime) -> None:
+    """Namespaces and ids name cgroups, and are not unique among the daemons of a host."""
+    bundle = shim.bundle("namesake", "/bin/sleep", "1000")
+    with running_alone(shim, bundle, odd, root="runc-of-another") as pid:
+        for script in ("exit 3", 'real "$@"; kill -9 $$'):
+            odd.fail("create", script)
+            refusal(shim, "Create", id="namesake", bundle=str(bundle), options=odd.options)
+            assert not (Path(shim.runc_root) / shim.mark / "namesake").exists()
+            eventually(lambda: not strays(shim))
+            assert not has_ended(pid)
+        other = f"{shim.directory}/runc-of-another/{shim.mark}"
+        subprocess.run(["runc", "--root", other, "delete", "--force", "namesake"], check=True)
+
+
 @pytest.mark.parametrize("command", METHODS)
 def test_commands(shim: Shim, odd: Runtime, command: str) -> None:
     """Each fails, and the container is what it was before."""
@@ -503,9 +517,9 @@ def test_the_delete_program(shim: Shim, odd: Runtime, fault: str) -> None:
 
 
 @contextmanager
-def running_alone(shim: Shim, bundle: Path, runtime: Runtime) -> Iterator[int]:
+def running_alone(shim: Shim, bundle: Path, runtime: Runtime, root: str = "runc") -> Iterator[int]:
     """A container of a shim that has died, with what it has written down; its pid."""
-    root = f"{shim.runc_root}/{shim.mark}"
+    root = f"{shim.directory}/{root}/{shim.mark}"
     argv = [str(runtime.path), "--root", root, "--log", "log.json", "--log-format", "json"]
     words = ["run", "--detach", "--bundle", ".", "--pid-file", "init.pid", bundle.name]
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)

@@ -4,14 +4,12 @@ A process of a *legacy* or *hybrid* host is in one group per controller (``memor
 more of the unified hierarchy; on a *unified* host it is in that one only. The hierarchies are
 looked for where every distribution mounts them, below ``/sys/fs/cgroup``.
 
-Used by the shim: imports only ``os`` and C modules.
+Used by the shim: imports only ``os``.
 """
 
 from __future__ import annotations
 
 import os
-
-from cradled.linux.signals import SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,16 +97,20 @@ def join(directory: str, pid: int) -> None:
     write(f"{directory}/cgroup.procs", str(pid))
 
 
-def kill(directory: str) -> None:
-    """End all processes in a group and below it; they die a little later."""
-    try:
-        for pid in list(_pids(directory)):
-            if pid:  # 0 is one of another pid namespace
-                _kill(pid)
-        if os.path.exists(f"{directory}/freezer.state"):
-            write(f"{directory}/freezer.state", "THAWED")  # or they would wait for it
+def thaw(directory: str) -> None:
+    """Let what is frozen in a group of a legacy freezer run; to be killed in others it need not."""
+    try:  # noqa: SIM105 (the shim has no contextlib)
+        write(f"{directory}/freezer.state", "THAWED")
     except OSError:
-        pass  # the group is gone
+        pass  # another hierarchy's, or gone
+
+
+def members(directory: str) -> list[int]:
+    """The processes in a group and below it; those of other pid namespaces are 0."""
+    try:
+        return list(_pids(directory))
+    except OSError:  # it is gone
+        return []
 
 
 def remove(directory: str) -> None:
@@ -188,13 +190,6 @@ def assignments(words: list[str]) -> dict[str, int]:
     """Words ``key=value``; ``max`` is ``NO_LIMIT``."""
     pairs = (word.partition("=") for word in words)
     return {key: NO_LIMIT if value == "max" else int(value) for key, _, value in pairs}
-
-
-def _kill(pid: int) -> None:
-    try:  # noqa: SIM105 (contextlib is not worth its import)
-        os.kill(pid, SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _pids(directory: str) -> Iterator[int]:

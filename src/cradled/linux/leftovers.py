@@ -12,6 +12,7 @@ import os
 from time import sleep
 
 from cradled.linux import cgroup, plain_json
+from cradled.linux.signals import SIGKILL
 
 ROUNDS = 200
 PAUSE = 0.01
@@ -21,17 +22,27 @@ PAUSE = 0.01
 def kill(bundle: str, id: str) -> None:
     """Kill all that is in the container's own cgroups."""
     for directory in _groups(bundle, id):
-        cgroup.kill(directory)
+        _kill(directory, cgroup.members(directory))
 
 
-def remove(bundle: str, id: str, notes: str) -> bool:
-    """Kill, and remove cgroups and ``notes`` (a directory); whether all of it is gone."""
-    groups = _groups(bundle, id)
-    for directory in groups:
-        cgroup.kill(directory)
-        cgroup.remove(directory)
+def remove(bundle: str, id: str, notes: str, parent: int = 0) -> bool:
+    """Kill, and remove cgroups and ``notes`` (a directory); whether all of it is gone.
+
+    With a ``parent``, only processes that descend from it are killed: of a container that could
+    not be made, another daemon may have one of this name.
+    """
+    is_gone = True
+    for directory in _groups(bundle, id):
+        members = cgroup.members(directory)
+        own = [pid for pid in members if not parent or _descends(pid, parent)]
+        _kill(directory, own)
+        if len(own) < len(members):
+            is_gone = is_gone and not own
+        else:
+            cgroup.remove(directory)
+            is_gone = is_gone and not os.path.exists(directory)
     _discard(notes)
-    return not any(map(os.path.exists, (*groups, notes)))
+    return is_gone and not os.path.exists(notes)
 
 
 def clear(bundle: str, id: str, notes: str = "") -> None:
@@ -40,6 +51,25 @@ def clear(bundle: str, id: str, notes: str = "") -> None:
         if remove(bundle, id, notes):
             break
         sleep(PAUSE)
+
+
+def _kill(directory: str, pids: list[int]) -> None:
+    for pid in filter(None, pids):  # 0 is one of another pid namespace
+        try:
+            os.kill(pid, SIGKILL)
+        except ProcessLookupError:
+            continue
+    if pids:
+        cgroup.thaw(directory)  # or they would wait for it
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    while pid and pid != ancestor:
+        try:
+            pid = int(cgroup.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return False
+    return pid == ancestor
 
 
 def _groups(bundle: str, id: str) -> list[str]:

@@ -137,7 +137,7 @@ class Container:
                 failpoints.hit("shim.create.made")
         except BaseException:
             if is_new:
-                await self._clear()
+                await self._clear(os.getpid())
             bundle.unmount_rootfs(self.bundle, request.rootfs)
             raise
         io = m.TaskIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr,
@@ -499,8 +499,8 @@ class Container:
             await self._runc.run(failure, *words, stdin=stdin)
             self.init.state.done(action)
 
-    async def _clear(self) -> None:
-        """Remove what the runtime should not have left."""
+    async def _clear(self, parent: int = 0) -> None:
+        """Remove what the runtime should not have left, as far as ``parent`` made it."""
         if os.path.lexists(self._notes):
             try:
                 words = "delete", "--force", self.id
@@ -508,7 +508,7 @@ class Container:
             except Error as error:
                 log.line(str(error))
         for _ in range(leftovers.ROUNDS):
-            if leftovers.remove(self.bundle, self.id, self._notes):
+            if leftovers.remove(self.bundle, self.id, self._notes, parent):
                 break
             await self._shim.loop.sleep(leftovers.PAUSE)
 
