@@ -78,12 +78,18 @@ def test_shutdown_waits_for_the_last_events(shim: Shim) -> None:
     _again(shim)
 
 
-def test_sigterm_ends_the_shim_but_not_its_containers(shim: Shim) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_shim_but_not_its_containers(shim: Shim, number: int) -> None:
+    """In good order: what has been told to nobody yet is told, the socket is removed."""
     shim.create("orphan", "/bin/sleep", "1000")
     shim.call("Start", id="orphan")
     pid = shim.state("orphan").pid
-    os.kill(shim.pid, signal.SIGTERM)
+    shim.exec("orphan", "e", "/bin/sleep", "1000")
+    os.kill(shim.pid, signal.SIGPIPE)  # which is nothing to it
+    os.kill(shim.pid, number)
     eventually(lambda: not os.path.exists(shim.path))
+    eventually(lambda: has_ended(shim.pid))
+    assert shim.ear.topics() == ["create", "start", "exec-added", "exec-started"]
     assert os.path.exists(f"/proc/{pid}")
     shim.channel.close()
     done = shim.program("delete", bundle=shim.bundles / "orphan")
