@@ -46,7 +46,13 @@ def remove(bundle: str, id: str, notes: str, parent: int = 0) -> bool:
 
 
 def clear(bundle: str, id: str, notes: str = "") -> None:
-    """Remove all of it, and wait until it is gone, unless that takes too long."""
+    """Remove all of it, and wait until it is gone, unless that takes too long.
+
+    Of a container that no runtime says to have made (``init.pid``) nothing is looked for: what is
+    there is another daemon's.
+    """
+    if not os.path.exists(f"{bundle}/init.pid"):
+        return
     for _ in range(ROUNDS):
         if remove(bundle, id, notes):
             break

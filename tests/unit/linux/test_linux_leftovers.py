@@ -86,5 +86,23 @@ def test_it_is_not_tried_for_ever(
 ) -> None:
     monkeypatch.setattr(leftovers, "PAUSE", 0.0)
     kept = group(root, "ns/c")  # a file in it: it cannot be removed
-    leftovers.clear(bundle(tmp_path, "/ns/c"), "c")
+    where = bundle(tmp_path, "/ns/c")
+    Path(where, "init.pid").touch()
+    leftovers.clear(where, "c")
     assert kept.exists()
+
+
+def test_what_nobody_has_made_is_another_s(
+    root: Path, tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    """Two daemons may have containers of one name, in one cgroup, and runtimes with one root."""
+    group(root, "ns/c", process.pid)
+    (tmp_path / "notes").mkdir()
+    where = bundle(tmp_path, "/ns/c")
+    leftovers.clear(where, "c", str(tmp_path / "notes"))
+    assert (tmp_path / "notes").exists()
+    assert process.poll() is None
+    Path(where, "init.pid").touch()
+    (root / "ns/c/cgroup.procs").write_text(f"{process.pid}\n")
+    leftovers.kill(where, "c")
+    assert process.wait() == -9
