@@ -109,6 +109,8 @@ class World:
         self.deaths = 0
         """How many processes have been killed so far, whatever they were."""
         self.boots = 0
+        self.progress = 0
+        """How many steps of lives have been done."""
         self.up = asyncio.Event()
         self._turn = asyncio.Lock()
         temporary = daemon.directory / "tmp"
@@ -357,7 +359,7 @@ class Life:
 
     async def live(self) -> None:
         """To the end, whatever dies meanwhile; only a death may make a step fail."""
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(4 * PATIENCE):
             await self._surely(self.record)
             while not self.over:
                 await self._surely(self._step)
@@ -382,6 +384,7 @@ class Life:
             try:
                 async with world.client() as client:
                     await step(client)
+                world.progress += 1
                 return
             except (Error, OSError) as error:
                 await asyncio.sleep(POLL)

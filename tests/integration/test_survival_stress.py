@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness.images import busybox_image
-from harness.survival import IMAGE, SHIM, Ledger, Life, World, check, kept, prepared
+from harness.survival import IMAGE, POLL, SHIM, Ledger, Life, World, check, kept, prepared
 
 from cradled.oci.spec import Spec
 
@@ -25,7 +25,7 @@ VICTIMS = ("daemon", "zygote", "shim", "shim", "runc", "runc", "daemon and shim"
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="runs containers: needs root"),
-    pytest.mark.timeout(120 + 3 * KILLS),
+    pytest.mark.timeout(120 + 10 * KILLS),
 ]
 
 
@@ -40,12 +40,19 @@ class Killer:
 
     async def kill(self, times: int) -> None:
         while self.kills.total() < times:
+            await self._wait_for_progress()
             await asyncio.sleep(self._dice.uniform(0, self._dice.choice((0.1, 0.5, 1))))
             victim = self._dice.choice(VICTIMS)
             await self._world.up.wait()
             if await self._kill(victim):
                 self.kills[victim] += 1
         self.done = True
+
+    async def _wait_for_progress(self) -> None:
+        """Let the living do something between two deaths, however busy the machine is."""
+        goal = self._world.progress + PEOPLE
+        while self._world.progress < goal:  # noqa: ASYNC110
+            await asyncio.sleep(POLL)
 
     async def _kill(self, victim: str) -> bool:
         world = self._world
