@@ -7,6 +7,7 @@ of the reference, and not right everywhere: where ours differs on purpose, the l
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -49,6 +50,8 @@ BETTER = {
     "stopped: Start of an exec": "has a class, as newer originals have it",
     "delete c": "tells how it ended",
     "delete d": "as above",
+    "never started 0": "as above, to those who wait",
+    "never started 1": "as above",
 }
 
 Step = tuple[str, str, Any]
@@ -275,6 +278,8 @@ class Player:
         else:
             if isinstance(answer, pb.MetricsResponse):
                 answer.metrics.sort(key=lambda metric: metric.id)
+            if isinstance(answer, pb.ListPidsResponse):
+                answer.processes.sort(key=lambda process: process.info.type_url)
             text = text_format.MessageToString(answer)
         text = text.replace(self.daemon.namespace, "<ns>").replace(str(self.daemon.directory), "")
         text = re.sub(r"\b(pid): [1-9]\d*", r"\1: <pid>", text)
@@ -344,3 +349,24 @@ def same(ours: Player, theirs: Player) -> None:
     ]
     assert not wrong, "\n".join(wrong)
     assert {label for label in BETTER if label in ours.script} == set(different)
+
+
+async def test_waits_end(players: tuple[Player, Player]) -> None:
+    """With the process, or with the task that never had one; however many there are."""
+    for player in players:
+        for id, label in (("c", "killed"), ("d", "never started")):
+            await player.play(iter([(f"create {id} to wait", "Create", player.create(id))]))
+            if id == "c":
+                await player.tasks.start(pb.StartRequest(container_id=id))
+            request = pb.WaitRequest(container_id=id)
+            waits = [asyncio.create_task(answered(player.tasks.wait, request)) for _ in "12"]
+            await asyncio.sleep(0)
+            await player.tasks.get(pb.GetRequest(container_id=id))  # they are there by now
+            if id == "c":
+                await player.tasks.kill(pb.KillRequest(container_id=id, signal=9))
+                await waits[0]
+            await player.tasks.delete(pb.DeleteTaskRequest(container_id=id))
+            async with asyncio.timeout(20):
+                for number, wait in enumerate(waits):
+                    player.script[f"{label} {number}"] = player.masked(await wait)
+    same(*players)
