@@ -28,6 +28,7 @@ SMALL = 4 << 20
 
 _MAGIC = b"SQLite format 3\0"
 _SIDES = ("-wal", "-shm")
+_LISTS = ("damaged", "sources", "done")
 _CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 
 Row = tuple[Any, ...]
@@ -40,18 +41,22 @@ class Damaged(Exception):
 class Rebuild:
     """What is known of a database that is put together again; kept in ``<path>.rebuild``.
 
-    ``done`` are the parts that were taken in. It stays for good: a store that comes into sight
-    later, say because its plugin was switched off, is taken in then.
+    ``damaged`` are all files that were ever set aside, ``sources`` those whose rows were not taken
+    in yet, ``done`` the parts that were. It stays for good: a store that comes into sight later,
+    say because its plugin was switched off, is taken in then.
     """
 
     def __init__(
-        self, path: str, reason: str, date: str, damaged: list[str], done: list[str]
+        self,
+        path: str,
+        reason: str,
+        date: str,
+        lists: Sequence[Sequence[str]] = ((), (), ()),
     ) -> None:
         self.path = path
         self.reason = reason
         self.date = date
-        self.damaged = damaged
-        self.done = done
+        self.damaged, self.sources, self.done = (list(one) for one in lists)
 
     @classmethod
     def load(cls, path: str) -> Rebuild | None:
@@ -64,17 +69,17 @@ class Rebuild:
         try:
             told = json.loads(text)
             reason, date = str(told["reason"]), str(told["date"])
-            damaged, done = ([str(one) for one in told[name]] for name in ("damaged", "done"))
+            lists = [[str(one) for one in told[name]] for name in _LISTS]
         except (ValueError, TypeError, KeyError, RecursionError):
-            return cls(path, "the notes of a rebuilding were damaged", _date(), [], [])
-        return cls(path, reason, date, damaged, done)
+            return cls(path, "the notes of a rebuilding were damaged", _date())
+        return cls(path, reason, date, lists)
 
     @classmethod
     def begin(cls, path: str, reason: str, damaged: Sequence[str] = ()) -> Rebuild:
         """Note that all is to be taken in, from the start."""
         before = cls.load(path)
-        known = before.damaged if before is not None else []
-        made = cls(path, reason, _date(), [*known, *damaged], [])
+        known, left = (before.damaged, before.sources) if before is not None else ([], [])
+        made = cls(path, reason, _date(), ([*known, *damaged], [*left, *damaged], []))
         made._save()
         return made
 
@@ -83,8 +88,13 @@ class Rebuild:
         self.done.append(part)
         self._save()
 
+    def exhaust(self) -> None:
+        """Note that the rows of all files that were set aside were taken in."""
+        self.sources.clear()
+        self._save()
+
     def _save(self) -> None:
-        told = {key: getattr(self, key) for key in ("reason", "date", "damaged", "done")}
+        told = {key: getattr(self, key) for key in ("reason", "date", *_LISTS)}
         fs.atomic_write(f"{self.path}.rebuild", json.dumps(told, indent=1).encode(), 0o600)
 
 
@@ -106,6 +116,8 @@ def opened(path: str, connect: Callable[[str], sqlite3.Connection]) -> sqlite3.C
         connection = connect(path)
         if size and (thorough or size <= SMALL):
             _examine(connection, "integrity_check" if suspect else "quick_check")
+        if size and suspect:
+            _read_everything(connection)
     except sqlite3.DatabaseError as error:
         if connection is not None:
             connection.close()
@@ -127,8 +139,20 @@ def _examine(connection: sqlite3.Connection, check: str) -> None:
         raise _Found("; ".join(str(row[0]).replace("\n", " ") for row in rows) or "no answer")
 
 
+def _read_everything(connection: sqlite3.Connection) -> None:
+    """Raises DatabaseError for a text that is none: no check of SQLite's looks for that."""
+    tables = "SELECT name FROM sqlite_master WHERE type='table'"
+    for (table,) in connection.execute(tables).fetchall():
+        for _ in connection.execute(f"SELECT * FROM {table}"):
+            pass
+
+
 def _tells(error: BaseException) -> bool:
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _CODES
+    """Whether SQLite says that the file is bad; a text that is none has no code."""
+    if not isinstance(error, sqlite3.DatabaseError):
+        return False
+    code = getattr(error, "sqlite_errorcode", None)
+    return "Could not decode" in str(error) if code is None else code & 0xFF in _CODES
 
 
 def suspect(path: str, error: BaseException) -> bool:
@@ -201,16 +225,25 @@ def readable(path: str, table: str, columns: Sequence[str], key: Sequence[str]) 
 def _until_damage(path: str, sql: str) -> Generator[Row, None, bool]:
     """Rows up to the first place that cannot be read; returns whether there was none."""
     connection = reader(path)
+    connection.text_factory = _text
     try:
         connection.execute("PRAGMA writable_schema=ON")  # a bad definition spoils one table only
         cursor = connection.execute(sql)
         while (row := cursor.fetchone()) is not None:
             yield row
-    except (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError):
+    except sqlite3.DatabaseError:
         return False
     finally:
         connection.close()
     return True
+
+
+def _text(data: bytes) -> str | bytes:
+    """What is no text stays bytes, for who asked to wonder at."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _uri(path: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -151,6 +152,16 @@ def make(directory: Path) -> Ground:
     (bundle / "shim-binary-path").write_text("/usr/bin/containerd-shim-cradled-v2")
     Path(ground.work, "ns", "box").mkdir(parents=True)
     return ground
+
+
+def copy(source: Path, target: Path) -> None:
+    """With the attributes, by which snapshots tell what they are."""
+    shutil.copytree(source, target, symlinks=True)
+    for path in source.rglob("*"):
+        shutil.copystat(path, target / path.relative_to(source), follow_symlinks=False)
+        for name in os.listxattr(path, follow_symlinks=False):
+            value = os.getxattr(path, name, follow_symlinks=False)
+            os.setxattr(target / path.relative_to(source), name, value, follow_symlinks=False)
 
 
 def use(ground: Ground, act: Callable[[Stores], Any]) -> Any:

@@ -119,6 +119,22 @@ def test_a_suspicion_that_proves_wrong_is_forgotten(file: Path) -> None:
     assert not mark.exists()
 
 
+def test_a_text_that_is_none_is_damage(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"thing 000500", b"thing \xff\xff\xff500"))
+    opens(file)  # SQLite finds nothing wrong
+    connection = connect(str(file))
+    with pytest.raises(sqlite3.DatabaseError) as met:
+        read_all(connection)
+    connection.close()
+    assert damage.suspect(str(file), met.value)
+    with pytest.raises(Damaged, match="decode|missing from index"):
+        opens(file)
+    rows = set(damage.readable(str(file), "plain", ("name", "n"), ("name", "n")))
+    assert (b"thing \xff\xff\xff500", 500) in rows
+    assert len(rows) == ROWS
+
+
 def test_other_errors_are_no_damage(file: Path) -> None:
     connection = connect(str(file))
     with pytest.raises(sqlite3.OperationalError) as met:
@@ -160,8 +176,11 @@ def test_what_was_taken_in_is_remembered(tmp_path: Path) -> None:
     found = Rebuild.load(path)
     assert found is not None
     assert (found.reason, found.damaged, found.done) == ("why", ["old"], ["content"])
-    again = Rebuild.begin(path, "and again", ["older"])
-    assert (again.damaged, again.done) == (["old", "older"], [])
+    found.exhaust()
+    again = Rebuild.begin(path, "and again", ["newer"])
+    assert (again.damaged, again.sources, again.done) == (["old", "newer"], ["newer"], [])
+    more = Rebuild.begin(path, "before it was done")
+    assert more.sources == ["newer"]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from cradled.errors import Error
+from cradled import identifiers
+from cradled.errors import Error, InvalidArgument
 from cradled.metadata.engine import Engine, Transaction
 
 BLOCK = 1 << 20
+
+_DIGITS = 18  # which a column has room for
 
 
 class BackendNames:
@@ -38,6 +41,18 @@ def _reserve(tx: Transaction) -> int:
     first: int = row[0]
     tx.execute("UPDATE sequence SET next=?", (first + BLOCK,))
     return first
+
+
+def parsed(backend_name: str) -> tuple[str, int, str] | None:
+    """(namespace, number, key) of such a name; None for a name of others."""
+    namespace, _, rest = backend_name.partition("/")
+    number, _, key = rest.partition("/")
+    try:
+        identifiers.validate(namespace)
+    except InvalidArgument:
+        return None
+    usual = key and number.isascii() and number.isdecimal() and len(number) < _DIGITS
+    return (namespace, int(number), key) if usual else None
 
 
 @contextmanager

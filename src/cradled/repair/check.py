@@ -14,10 +14,13 @@ from contextlib import suppress
 
 from cradled import damage
 from cradled import digest as digests
+from cradled.content import ingest as ingests
 from cradled.core.snapshots import Kind as SnapshotKind
 from cradled.damage import Damaged
 from cradled.linux import mount
+from cradled.metadata import backend_names
 from cradled.repair import ground as grounds
+from cradled.repair.bundles import containers
 from cradled.repair.findings import Finding, Kind, Repair, Verb
 from cradled.repair.ground import Ground, Known
 from cradled.snapshotters.records import Record
@@ -42,10 +45,10 @@ def check(ground: Ground, *, verify: bool = False, running: bool = False) -> lis
         repair = Repair(Verb.SET_ASIDE, (ground.metadata,))
         found.append(Finding(Kind.CORRUPT, "metadata", ground.metadata, str(error), repair))
         known = None
+    found += _ingests(ground, known)
     if known is not None:
         found += _metadata(ground, known)
         found += _blobs(ground, known, verify=verify)
-        found += _ingests(ground, known)
         found += _names(known)
         found += _bundles(ground, known)
     for name, root in ground.snapshotters.items():
@@ -123,21 +126,19 @@ def _digest(path: str, digest: str) -> str:
     return f"{algorithm}:{state.hexdigest()}"
 
 
-def _ingests(ground: Ground, known: Known) -> Iterator[Finding]:
-    refs = {ref for ref, _ in known.ingests.values()}
+def _ingests(ground: Ground, known: Known | None) -> Iterator[Finding]:
+    refs = None if known is None else {ref for ref, _ in known.ingests.values()}
     for name in _names_in(f"{ground.content}/ingest"):
         path = f"{ground.content}/ingest/{name}"
-        try:
-            with open(f"{path}/ref", encoding="utf-8", errors="replace") as file:
-                ref = file.read()
-        except OSError:
-            ref = ""
-        if not ref:
+        status = ingests.load(path)
+        ref = "" if status is None else status.ref
+        if hashlib.sha256(ref.encode(errors="replace")).hexdigest() != name:
             repair = Repair(Verb.QUARANTINE, (path,))
-            yield Finding(Kind.LEFTOVER, "ingests", path, "an upload without a name", repair)
-        elif ref not in refs:
+            yield Finding(Kind.LEFTOVER, "ingests", path, "an upload that is damaged", repair)
+        elif refs is not None and ref not in refs:
             text = f"the upload {ref} is no namespace's"
-            yield Finding(Kind.ORPHANED, "ingests", path, text, _REBUILD)
+            repair = _REBUILD if backend_names.parsed(ref) else Repair(Verb.QUARANTINE, (path,))
+            yield Finding(Kind.ORPHANED, "ingests", path, text, repair)
 
 
 def _snapshots(name: str, root: str, known: Known | None) -> Iterator[Finding]:
@@ -163,7 +164,8 @@ def _snapshots(name: str, root: str, known: Known | None) -> Iterator[Finding]:
             text = f"its parent {row.parent} is gone"
             yield Finding(Kind.MISSING, f"snapshots/{name}", f"{key[0]}/{key[2]}", text)
     for alone in sorted(keys - {row.backend_key for row in rows.values()} - settling):
-        yield Finding(Kind.ORPHANED, f"snapshots/{name}", alone, "no namespace has it", _REBUILD)
+        again = _REBUILD if backend_names.parsed(alone) else None
+        yield Finding(Kind.ORPHANED, f"snapshots/{name}", alone, "no namespace has it", again)
 
 
 def _directories(name: str, root: str, records: list[Record]) -> Iterator[Finding]:
@@ -214,9 +216,14 @@ def bundles(ground: Ground) -> Iterator[tuple[str, str, str]]:
 
 
 def _bundles(ground: Ground, known: Known) -> Iterator[Finding]:
+    readable = {(namespace, one.id) for namespace, one in containers(ground.bundles)}
     for namespace, id, path in bundles(ground):
         if (namespace, id) not in known.containers:
-            yield Finding(Kind.ORPHANED, "tasks", path, "it has no container", _REBUILD)
+            if (namespace, id) in readable:
+                yield Finding(Kind.ORPHANED, "tasks", path, "it has no container", _REBUILD)
+            else:
+                text = "it has no container, and its spec cannot be read"
+                yield Finding(Kind.ORPHANED, "tasks", path, text)
 
 
 def _leftovers(ground: Ground) -> Iterator[Finding]:

@@ -33,6 +33,11 @@ from cradled.repair.findings import Finding, Verb
 from cradled.repair.ground import Ground
 from cradled.snapshotters.descriptions import open_records
 
+_LOOSEN = (Verb.FORGET, Verb.UNLABEL, Verb.DROP)
+"""What was held by what these take away is held by a lease from then on."""
+
+_FIRST = (Verb.SET_ASIDE, Verb.QUARANTINE)
+
 _ROUNDS = 4  # what is repaired may bring something else to light
 
 REASON = "a check had found what has no record"
@@ -73,13 +78,16 @@ class Mending:
         """
         for _ in range(_ROUNDS):
             pairs = [(one, one.repair) for one in look() if one.repair is not None]
-            files = [(one, repair) for one, repair in pairs if repair.verb is Verb.SET_ASIDE]
             if not pairs:
                 break
-            for finding, repair in files or pairs:
+            if any(repair.verb is Verb.SET_ASIDE for _, repair in pairs):
+                pairs = [pair for pair in pairs if pair[1].verb in _FIRST]
+            for finding, repair in pairs:
                 more = self._verbs[repair.verb](*repair.targets)
                 self._write({**finding.told(), **more})
                 self.done.append(finding)
+                if repair.verb in _LOOSEN:
+                    self._rebuild()
             if self._again:
                 asyncio.run(_take_in(self._ground))
                 self._again = False
@@ -90,7 +98,8 @@ class Mending:
         if path == self._ground.metadata:
             self._again = True
         else:
-            open_records(path, f"{os.path.dirname(path)}/snapshots").close()
+            records, _ = open_records(path, f"{os.path.dirname(path)}/snapshots")
+            records.close()
         return {"now": now}
 
     def _rebuild(self) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from typing import NamedTuple
 
-from cradled import identifiers
 from cradled.aio import threads
 from cradled.convert import containers as container_records
 from cradled.convert import images as image_records
@@ -35,7 +34,8 @@ from cradled.core.scope import is_remote
 from cradled.core.snapshots import Kind, SnapshotInfo, Snapshotter
 from cradled.core.values import Descriptor
 from cradled.damage import Rebuild
-from cradled.errors import Error, InvalidArgument
+from cradled.errors import Error
+from cradled.metadata import backend_names
 from cradled.metadata import labels as marks
 from cradled.metadata.backend_names import BLOCK
 from cradled.metadata.content import EXPIRY
@@ -116,13 +116,14 @@ class _Work:
             tables = salvage.tables(connection)
         finally:
             connection.close()
-        for path in filter(os.path.exists, reversed(self.rebuild.damaged)):
+        for path in filter(os.path.exists, reversed(self.rebuild.sources)):
             for table in tables:
                 found = await threads.run("bulk", list, salvage.rows(path, table))
                 self.counts[f"rows of {table.name}"] += await self._engine.run(
                     functools.partial(_insert, sql=table.insert, rows=found)
                 )
         await self._engine.run(self._hold)
+        self.rebuild.exhaust()
 
     async def snapshots(self, name: str, snapshotter: Snapshotter) -> None:
         """What a snapshotter has and no row names."""
@@ -180,9 +181,9 @@ class _Work:
             _reserve(tx, (status.ref for status in statuses))
             expires = time.time_ns() + EXPIRY
             rows = [
-                (*_owner(status.ref), status.ref, status.total, "", status.started_at, expires)
+                (found[0], found[2], status.ref, status.total, "", status.started_at, expires)
                 for status in statuses
-                if status.ref not in known and _owner(status.ref)
+                if (found := backend_names.parsed(status.ref)) and status.ref not in known
             ]
             return _insert(tx, f"INSERT OR IGNORE INTO ingests VALUES ({_marks(7)})", rows)
 
@@ -331,20 +332,9 @@ def _labelled(labels: Mapping[str, str]) -> tuple[str, str | None]:
 
 def _reserve(tx: Transaction, names: Iterable[str]) -> None:
     """See that no number of a backend name is used again, seen or not: the time outruns them."""
-    used = (int(name.split("/", 2)[1]) for name in names if _owner(name))
+    used = (found[1] for found in map(backend_names.parsed, names) if found is not None)
     number = max((*used, int(time.time()))) + BLOCK
     tx.execute("UPDATE sequence SET next=max(next, ?)", (number,))
-
-
-def _owner(backend_name: str) -> tuple[str, str] | tuple[()]:
-    """(namespace, key) of what a backend knows by this name; nothing for a name of others."""
-    namespace, _, rest = backend_name.partition("/")
-    number, _, key = rest.partition("/")
-    try:
-        identifiers.validate(namespace)
-    except InvalidArgument:
-        return ()
-    return (namespace, key) if key and number.isascii() and number.isdecimal() else ()
 
 
 def _snapshot_rows(
@@ -353,20 +343,19 @@ def _snapshot_rows(
     """Rows in the order of preference, where a crash left several snapshots for one key."""
     parents = {info.parent for info in all}
 
-    def rank(info: SnapshotInfo) -> tuple[bool, bool, int]:
-        number = int(info.name.split("/", 2)[1])
-        return info.name in parents, info.kind is Kind.COMMITTED, number
-
-    ours = [info for info in unknown if _owner(info.name)]
-    rows: list[Row] = []
-    for info in sorted(ours, key=rank, reverse=True):
-        namespace, key = _owner(info.name) or ("", "")
-        _, parent = _owner(info.parent) or ("", "")
-        rows.append(
-            (namespace, snapshotter, key, info.name, parent, int(info.kind), info.created_at,
-             info.updated_at, *_labelled(inherited(info.labels)))
-        )  # fmt: skip
-    return rows
+    ranked = []
+    for info in unknown:
+        found = backend_names.parsed(info.name)
+        if found is not None:
+            namespace, number, key = found
+            parent = backend_names.parsed(info.parent)
+            rank = info.name in parents, info.kind is Kind.COMMITTED, number
+            ranked.append((rank, (
+                namespace, snapshotter, key, info.name, parent[2] if parent else "",
+                int(info.kind), info.created_at, info.updated_at,
+                *_labelled(inherited(info.labels)),
+            )))  # fmt: skip
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0], reverse=True)]
 
 
 def _image_row(namespace: str, name: str, target: Descriptor) -> Row:

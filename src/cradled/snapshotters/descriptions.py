@@ -14,12 +14,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 
 from cradled import damage
 from cradled.core.snapshots import Kind
 from cradled.damage import Damaged, Rebuild
+from cradled.errors import Internal
 from cradled.linux import fs
 from cradled.snapshotters.records import Record, Records, salvage
 
@@ -61,21 +63,35 @@ def read(path: str) -> Record | None:
     return record if right and isinstance(record.parent, int | None) else None
 
 
-def open_records(path: str, snapshots: str) -> Records:
-    """The records of a snapshotter; damaged or missing ones are made again as far as possible."""
+def open_records(path: str, snapshots: str) -> tuple[Records, list[Record]]:
+    """The records of a snapshotter, and all of them; damaged or missing ones are made again as far
+    as possible."""
     missing = not (os.path.exists(path) and os.stat(path).st_size)
     if missing and any(name.isdecimal() for name in os.listdir(snapshots)):
         Rebuild.begin(path, "it was missing")
     try:
-        records = Records(path)
+        records, found = _read_records(path)
     except Damaged as error:
         rebuild = damage.set_aside(path, str(error))
         log.error("%s is damaged: %s; now %s", path, error, rebuild.damaged[-1])
-        records = Records(path)
-    found = Rebuild.load(path)
-    if found is not None and _PART not in found.done:
-        _take_in(records, found, snapshots)
-    return records
+        records, found = _read_records(path)
+    again = Rebuild.load(path)
+    if again is not None and _PART not in again.done:
+        _take_in(records, again, snapshots)
+        found = records.all()
+    return records, found
+
+
+def _read_records(path: str) -> tuple[Records, list[Record]]:
+    """Raises Damaged, also for rows that make no sense."""
+    records = Records(path)
+    try:
+        return records, records.all()
+    except (Internal, sqlite3.DatabaseError, ValueError, TypeError) as error:
+        records.close()
+        if getattr(error, "sqlite_errorcode", None) is not None:  # e.g. an error of the disk's
+            raise
+        raise Damaged(str(error)) from error
 
 
 def _take_in(records: Records, rebuild: Rebuild, snapshots: str) -> None:
@@ -87,11 +103,12 @@ def _take_in(records: Records, rebuild: Rebuild, snapshots: str) -> None:
     if lost:
         _put_away(snapshots, f"{os.path.dirname(snapshots)}/lost-{rebuild.date}", lost)
     rebuild.finish(_PART)
+    rebuild.exhaust()
     log.warning("%s: %d snapshots are known again, %d not", records.path, len(known), len(lost))
 
 
 def _salvaged(rebuild: Rebuild) -> Iterator[Record]:
-    for path in reversed(rebuild.damaged):
+    for path in reversed(rebuild.sources):
         if os.path.exists(path):
             yield from salvage(path)
 

@@ -131,8 +131,8 @@ class DirectorySnapshotter(ABC):
 
     def _open(self) -> None:
         os.makedirs(self._snapshots, mode=0o700, exist_ok=True)
-        self._records = descriptions.open_records(f"{self.root}/metadata.db", self._snapshots)
-        records = self._records.all()
+        path = f"{self.root}/metadata.db"
+        self._records, records = descriptions.open_records(path, self._snapshots)
         names = set(os.listdir(self._snapshots))
         for record in records:
             if str(record.id) not in names and record.kind != Kind.COMMITTED:

@@ -328,7 +328,8 @@ def salvage(path: str) -> Iterator[Record]:
     for row in damage.readable(path, "snapshots", _FIELDS, ("key",)):
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             record = _record((*row, ""))
-            if record.key and type(record.id) is int and isinstance(record.parent, int | None):
+            right = type(record.id) is int and isinstance(record.parent, int | None)
+            if right and record.key and isinstance(record.key, str):
                 _row(record)
                 yield record
 

@@ -36,18 +36,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ground(template: Path, tmp_path: Path) -> Ground:
-    copy_tree(template, tmp_path / "copy")
+    roots.copy(template, tmp_path / "copy")
     return roots.ground_at(tmp_path / "copy")
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """With the attributes, by which snapshots tell what they are."""
-    shutil.copytree(source, target, symlinks=True)
-    for path in source.rglob("*"):
-        shutil.copystat(path, target / path.relative_to(source), follow_symlinks=False)
-        for name in os.listxattr(path, follow_symlinks=False):
-            value = os.getxattr(path, name, follow_symlinks=False)
-            os.setxattr(target / path.relative_to(source), name, value, follow_symlinks=False)
 
 
 def blob(ground: Ground, digest: str = LAYER) -> Path:
