@@ -47,6 +47,7 @@ def plug_holes() -> None:
         for index in range(used - 1, used - 1 - run, -1):  # give back what is unused, in order
             plugs[index] = None
         used -= run
+    del plugs[used:]
     _plugs.append(plugs)
 
 
