@@ -79,6 +79,9 @@ def forget_containers() -> None:
             directory.rmdir()
         except OSError:
             pass
+    hidden = prefix("crun")
+    if hidden:  # crun makes a directory per container where the hierarchy was that it must not see
+        subprocess.run([*hidden, "rm", "-rf", f"{UNIFIED}/{NAMESPACE}"], check=True)
 
 
 class Target:
