@@ -7,6 +7,8 @@ import os
 import socket
 import time
 
+_PATIENCE = 0.5  # seconds for a supervisor to make room for what it is told
+
 
 def notify(*states: str) -> None:
     """Send ``READY=1`` or the like; silent where nobody asked to be told."""
@@ -16,9 +18,10 @@ def notify(*states: str) -> None:
     if address[0] == "@":
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(_PATIENCE)
         try:
             sock.sendto("\n".join(states).encode(), address)
-        except OSError:  # a supervisor that is gone must not stop the daemon
+        except OSError:  # a supervisor that is gone, or does not read, must not stop the daemon
             return
 
 

@@ -72,3 +72,13 @@ async def test_no_heartbeat_where_nobody_asks(
     with pytest.raises(BlockingIOError):
         supervisor.recv(100)
     heart.stop()
+
+
+def test_a_supervisor_that_does_not_read(
+    supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_PATIENCE", 0.001)
+    queue = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
+    for number in range(queue + 5):
+        notify.notify(f"STATUS={number}")
+    assert supervisor.recv(100) == b"STATUS=0"
