@@ -17,9 +17,10 @@ import contextlib
 import json
 import os
 import sqlite3
+import struct
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cradled.linux import fs
 
@@ -27,6 +28,11 @@ SMALL = 4 << 20
 """Bytes of a file that costs so little to look at (1 ms a MiB) that it is done at every start."""
 
 _MAGIC = b"SQLite format 3\0"
+_LOG_MAGIC = 0x377F0682
+_LOG_HEADER = struct.Struct(">8I")  # magic, version, page size, sequence, two salts, two checksums
+_FRAME_HEADER = struct.Struct(">6I")  # page, pages after a commit, two salts, two checksums
+_FRAMES_SEARCHED = 4096
+
 _SIDES = ("-wal", "-shm")
 _LISTS = ("damaged", "sources", "done")
 _CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
@@ -111,9 +117,14 @@ def opened(path: str, connect: Callable[[str], sqlite3.Connection]) -> sqlite3.C
         with open(path, "rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise Damaged("it is no SQLite file")
+    log = _Log.read(f"{path}-wal")
+    if log is not None and log.is_bad:
+        raise Damaged("its log is damaged")
     connection = None
     try:
         connection = connect(path)
+        if log is not None and log.is_cut(connection, f"{path}-shm"):
+            raise _Found("its log is damaged in the middle")
         if size and (thorough or size <= SMALL):
             _examine(connection, "integrity_check" if suspect else "quick_check")
         if size and suspect:
@@ -127,6 +138,67 @@ def opened(path: str, connect: Callable[[str], sqlite3.Connection]) -> sqlite3.C
     if suspect:
         fs.discard(f"{path}.suspect")
     return connection
+
+
+class _Log(NamedTuple):
+    """The write-ahead log that a process left which did not come to its end.
+
+    SQLite takes a log up to the first frame whose checksum is wrong, without a word: whatever was
+    committed behind it would be gone. That there was more is told by the salts of the frames.
+    """
+
+    path: str
+    header: bytes
+
+    @classmethod
+    def read(cls, path: str) -> _Log | None:
+        """None where there is none, or nothing was written to it."""
+        try:
+            with open(path, "rb") as file:
+                header = file.read(_LOG_HEADER.size)
+        except FileNotFoundError:
+            return None
+        return cls(path, header) if header.strip(b"\0") else None
+
+    @property
+    def is_bad(self) -> bool:
+        if len(self.header) < _LOG_HEADER.size:
+            return True
+        magic, *_, first, second = _LOG_HEADER.unpack(self.header)
+        if magic & ~1 != _LOG_MAGIC:
+            return True
+        words = struct.unpack(">6I" if magic & 1 else "<6I", self.header[:24])
+        one = two = 0
+        for index in range(0, len(words), 2):
+            one = (one + words[index] + two) & 0xFFFFFFFF
+            two = (two + words[index + 1] + one) & 0xFFFFFFFF
+        return (one, two) != (first, second)
+
+    def is_cut(self, connection: sqlite3.Connection, shared: str) -> bool:
+        """Whether a commit, and something after it, is behind the last frame that SQLite takes.
+
+        A commit that is the last thing there may have been cut short by a power failure, before
+        anybody was told of it.
+        """
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+        with open(shared, "rb") as file:
+            taken = struct.unpack("=I", file.read(20)[16:])[0]
+        _, _, page, _, *salts = _LOG_HEADER.unpack(self.header)[:6]
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            committed = False
+            for number in range(taken, taken + _FRAMES_SEARCHED):
+                at = _LOG_HEADER.size + number * (page + _FRAME_HEADER.size)
+                frame = os.pread(fd, _FRAME_HEADER.size, at)
+                if len(frame) < _FRAME_HEADER.size:
+                    break
+                _, commit, *found, _, _ = _FRAME_HEADER.unpack(frame)
+                if found == salts and committed:
+                    return True
+                committed |= found == salts and commit > 0
+        finally:
+            os.close(fd)
+        return False
 
 
 class _Found(sqlite3.DatabaseError):

@@ -128,11 +128,69 @@ def test_a_text_that_is_none_is_damage(file: Path) -> None:
         read_all(connection)
     connection.close()
     assert damage.suspect(str(file), met.value)
-    with pytest.raises(Damaged, match="decode|missing from index"):
+    with pytest.raises(Damaged, match=r"decode|missing from index"):
         opens(file)
     rows = set(damage.readable(str(file), "plain", ("name", "n"), ("name", "n")))
     assert (b"thing \xff\xff\xff500", 500) in rows
     assert len(rows) == ROWS
+
+
+@pytest.fixture
+def killed(file: Path) -> Path:
+    """As a process leaves it that was killed: all but the first page is in the log."""
+    connection = connect(str(file))
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    for number in range(20):
+        connection.execute("INSERT INTO plain VALUES ('late', ?)", (number,))
+    copy = file.parent / "killed.db"
+    for side in ("", "-wal"):
+        Path(f"{copy}{side}").write_bytes(Path(f"{file}{side}").read_bytes())
+    connection.close()
+    return copy
+
+
+def spoil_log(path: Path, at: int) -> None:
+    log = Path(f"{path}-wal")
+    data = bytearray(log.read_bytes())
+    data[at] ^= 1
+    log.write_bytes(data)
+
+
+def late_rows(path: Path) -> int:
+    connection = damage.opened(str(path), connect)
+    (found,) = connection.execute("SELECT count(*) FROM plain WHERE name='late'").fetchone()
+    connection.close()
+    return int(found)
+
+
+def test_a_sound_log_is_taken(killed: Path) -> None:
+    assert late_rows(killed) == 20
+
+
+@pytest.mark.parametrize("at", [0, 3, 10, 17, 25])
+def test_a_log_with_a_bad_header_is_damage(killed: Path, at: int) -> None:
+    spoil_log(killed, at)
+    with pytest.raises(Damaged, match="its log"):
+        late_rows(killed)
+
+
+@pytest.mark.parametrize("at", [32 + 5, 32 + 24 + 100, 32 + 4120 * 4 + 20, 32 + 4120 * 9 + 900])
+def test_commits_behind_a_bad_frame_are_damage(killed: Path, at: int) -> None:
+    """SQLite alone would go on without them, and not say so."""
+    spoil_log(killed, at)
+    with pytest.raises(Damaged, match="its log is damaged in the middle"):
+        late_rows(killed)
+
+
+def test_a_cut_log_is_what_a_crash_leaves(killed: Path) -> None:
+    log = Path(f"{killed}-wal")
+    os.truncate(log, log.stat().st_size - 100)
+    assert late_rows(killed) == 19
+
+
+def test_a_log_of_zeros_is_none(killed: Path) -> None:
+    Path(f"{killed}-wal").write_bytes(bytes(1 << 20))
+    assert late_rows(killed) == 0
 
 
 def test_other_errors_are_no_damage(file: Path) -> None:

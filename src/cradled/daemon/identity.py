@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 
 
+_LONGEST = 256
+
+
 def server_uuid(directory: str) -> str:
-    """The id of this root, made when there is none."""
+    """The id of this root, made when there is none, or one that was damaged."""
     path = f"{directory}/uuid"
     try:
-        with open(path, encoding="ascii") as file:
-            found = file.read().strip()
-    except FileNotFoundError:
+        with open(path, "rb") as file:
+            found = file.read(_LONGEST).decode("ascii").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
         found = ""
-    if found:
+    if found and found.isprintable():
         return found
     with open("/proc/sys/kernel/random/uuid", encoding="ascii") as source:
         made = source.read().strip()

@@ -84,8 +84,9 @@ async def take_in(db: Database, stores: Stores) -> None:
         if is_remote(snapshotter) and f"snapshots/{name}" not in work.rebuild.done:
             db.janitor.spare(f"snapshots/{name}")
             db.janitor.later(name, functools.partial(work.when_it_answers, name, snapshotter))
-    if work.counts:
-        told = ", ".join(f"{count} {what}" for what, count in sorted(work.counts.items()))
+    counts = sorted((what, count) for what, count in work.counts.items() if count)
+    if counts:
+        told = ", ".join(f"{count} {what}" for what, count in counts)
         text = "metadata was rebuilt (%s): %s; leases %s keep all of it"
         log.warning(text, work.rebuild.reason, told, work.lease)
 
