@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -309,6 +310,12 @@ def test_info(shim: Shim) -> None:
         "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
     )
     assert "pid" in json.loads(info.features.value)["linux"]["namespaces"]
+
+
+@pytest.mark.parametrize("word", ["-v", "-version", "--version"])
+def test_version(shim: Shim, word: str) -> None:
+    done = shim.program(word, bundle=shim.bundles / "first")
+    assert done.stdout.decode().split()[-2:] == ["Version:", version("cradled")]
 
 
 def test_wrong_use_says_so(shim: Shim) -> None:
