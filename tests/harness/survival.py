@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -46,6 +47,8 @@ AT_ONCE = 6
 POLL = 0.01
 JOURNAL = "io.cradled.journal.v1.events"
 PATIENCE = 30.0
+DYING = 1.0
+"""Seconds that a killed process may be met after its death, on a busy machine."""
 
 Exit = tuple[str, str, int, int]
 """Container id, process id, pid, status."""
@@ -108,6 +111,7 @@ class World:
         self.points = Points(daemon.directory / "points")
         self.deaths = 0
         """How many processes have been killed so far, whatever they were."""
+        self.last_kill = 0.0
         self.boots = 0
         self.progress = 0
         """How many steps of lives have been done."""
@@ -182,6 +186,7 @@ class World:
     def kill(self, *pids: int) -> None:
         for pid in pids:
             self.deaths += 1
+            self.last_kill = time.monotonic()
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -380,7 +385,7 @@ class Life:
         world = self.world
         while True:
             await world.up.wait()
-            before = world.disturbances()
+            before, began = world.disturbances(), time.monotonic()
             try:
                 async with world.client() as client:
                     await step(client)
@@ -388,7 +393,8 @@ class Life:
                 return
             except (Error, OSError) as error:
                 await asyncio.sleep(POLL)
-                if world.disturbances() == before and not world.is_down():
+                calm = world.last_kill < began - DYING and world.disturbances() == before
+                if calm and not world.is_down():
                     raise AssertionError(f"{self}: {error!r}") from error
                 self.losses += 1
 
