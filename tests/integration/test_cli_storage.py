@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from harness.cradle import IMAGE, Cradle, running_cradle
 from harness.images import LayerTar, TestImage
 from harness.roots import every_file
+from harness.terminals import Terminal
+
+import cradled
 
 OTHER = "docker.io/library/other:1"
 
@@ -65,6 +69,29 @@ def test_df_and_prune(cradle: Cradle) -> None:
     assert cradle.ok("prune", "--containers", "--force") == "container\tdead\tremoved\n"
     assert "alive" in cradle.ok("ps")
     assert cradle.ok("prune", "--containers", "--force") == ""
+
+
+def test_prune_asks_and_ends_uploads(cradle: Cradle) -> None:
+    add_other(cradle)
+    daemon = cradle.daemon
+
+    async def begin_upload() -> None:
+        async with cradled.connect(str(daemon.socket), namespace=daemon.namespace) as client:
+            writer = await client.session.content.writer("broken-off", total=100)
+            await writer.write(b"half")
+            await writer.close()
+
+    asyncio.run(begin_upload())
+    assert totals(cradle)["uploads"] == {"count": 1, "size": 4, "reclaimable": 4}
+    for answer, status in (("n", 130), ("y", 0)):
+        terminal = Terminal(cradle, "prune")
+        terminal.expect(f"{OTHER}.*would be removed")
+        terminal.expect("Remove them")
+        assert (OTHER in cradle.ok("images", "-q"), totals(cradle)["uploads"]["count"]) == (True, 1)
+        terminal.type(f"{answer}\n")
+        assert terminal.end() == status
+    assert OTHER not in cradle.ok("images", "-q")
+    assert totals(cradle)["uploads"]["count"] == 0
 
 
 def test_fsck_beside_a_daemon(cradle: Cradle) -> None:
