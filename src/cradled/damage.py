@@ -129,7 +129,7 @@ def opened(path: str, connect: Callable[[str], sqlite3.Connection]) -> sqlite3.C
             _examine(connection, "integrity_check" if suspect else "quick_check")
         if size and suspect:
             _read_everything(connection)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if connection is not None:
             connection.close()
         if not _tells(error) and not isinstance(error, _Found):
@@ -220,7 +220,10 @@ def _read_everything(connection: sqlite3.Connection) -> None:
 
 
 def _tells(error: BaseException) -> bool:
-    """Whether SQLite says that the file is bad; a text that is none has no code."""
+    """Whether SQLite says that the file is bad; a text that is none has no code, and what SQLite
+    says of a bad definition may not be a text itself."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
     if not isinstance(error, sqlite3.DatabaseError):
         return False
     code = getattr(error, "sqlite_errorcode", None)
@@ -303,7 +306,7 @@ def _until_damage(path: str, sql: str) -> Generator[Row, None, bool]:
         cursor = connection.execute(sql)
         while (row := cursor.fetchone()) is not None:
             yield row
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
         return False
     finally:
         connection.close()

@@ -193,6 +193,15 @@ def test_a_log_of_zeros_is_none(killed: Path) -> None:
     assert late_rows(killed) == 0
 
 
+def test_a_definition_that_is_no_text_is_damage(file: Path) -> None:
+    """SQLite quotes it when it says so, and Python cannot read that."""
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"CREATE TABLE things", b"CREATE T\xce\xce\xce\xce things", 1))
+    with pytest.raises(Damaged):
+        opens(file)
+    assert list(damage.readable(str(file), "nothing", ("name",), ("name",))) == []
+
+
 def test_other_errors_are_no_damage(file: Path) -> None:
     connection = connect(str(file))
     with pytest.raises(sqlite3.OperationalError) as met:

@@ -100,7 +100,7 @@ def _copy(source: str, target: str) -> None:
             there.backup(here)
             here.execute("PRAGMA journal_mode=DELETE")
             grounds.check(here)
-    except (Damaged, sqlite3.DatabaseError) as error:
+    except (Damaged, sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise Error(f"{source} is damaged: {error}; see `cradle fsck`") from error
 
 

@@ -90,7 +90,7 @@ def known(ground: Ground) -> Known:
             check(connection)
             with _OneState(connection):
                 return _read(connection)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise Damaged(str(error)) from error
 
 
