@@ -262,13 +262,14 @@ class Snapshots:
 
     def _begin(self, tx: Transaction, intent: Intent) -> tuple[_Entry, str]:
         """Check and write down a commit; returns the entry and the backend name of a new parent."""
+        # First, for whoever asks again because the answer was lost.
+        if self._find(intent.name, tx) is not None or self._is_reserved(tx, intent.name):
+            raise AlreadyExists(f"snapshot {quote(intent.name)}")
         entry = self._require(intent.key, tx)
         if entry.kind != Kind.ACTIVE:
             raise FailedPrecondition(f"snapshot {intent.key} is not active")
         if self._is_being_committed(tx, intent.key):
             raise FailedPrecondition(f"snapshot {intent.key} is being committed")
-        if self._find(intent.name, tx) is not None or self._is_reserved(tx, intent.name):
-            raise AlreadyExists(f"snapshot {quote(intent.name)}")
         backend_parent = ""
         if intent.parent and intent.parent != entry.parent:
             if entry.parent:

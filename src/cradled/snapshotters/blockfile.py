@@ -50,7 +50,7 @@ class BlockfileSnapshotter(DirectorySnapshotter):
         await super().start()
 
     async def commit(self, name: str, key: str, labels: Labels, /, *, parent: str = "") -> None:
-        await threads.run("fs", _settle, self._disk(self._records.get(key).id))
+        await threads.run("fs", _settle, self._disk(self._records.to_commit(name, key).id))
         await super().commit(name, key, labels, parent=parent)
 
     def _provide_scratch(self) -> None:

@@ -42,9 +42,7 @@ class BtrfsSnapshotter(DirectorySnapshotter):
         return await threads.run("fs", self._own_usage, record)
 
     async def commit(self, name: str, key: str, labels: Labels, /, *, parent: str = "") -> None:
-        record = self._records.get(key)
-        if record.kind != Kind.ACTIVE:
-            raise FailedPrecondition(f"snapshot {key} is not active")
+        record = self._records.to_commit(name, key)
         usage = await threads.run("fs", self._own_usage, record)
         await threads.run("fs", self._commit, name, key, labels, usage, parent)
         await threads.run("fs", btrfs.freeze, self.content(record.id))

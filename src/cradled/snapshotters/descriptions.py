@@ -68,7 +68,7 @@ def open_records(path: str, snapshots: str) -> tuple[Records, list[Record]]:
     as possible."""
     missing = not (os.path.exists(path) and os.stat(path).st_size)
     if missing and any(name.isdecimal() for name in os.listdir(snapshots)):
-        Rebuild.begin(path, "it was missing")
+        Rebuild.begin(path, damage.MISSING)
     try:
         records, found = _read_records(path)
     except Damaged as error:

@@ -105,9 +105,7 @@ class DirectorySnapshotter(ABC):
         return await self._create(Kind.VIEW, key, parent, labels)
 
     async def commit(self, name: str, key: str, labels: Labels, /, *, parent: str = "") -> None:
-        record = self._records.get(key)
-        if record.kind != Kind.ACTIVE:
-            raise FailedPrecondition(f"snapshot {key} is not active")
+        record = self._records.to_commit(name, key)
         usage = await self._trees.usage(self.content(record.id))
         await threads.run("fs", self._commit, name, key, labels, usage, parent)
 

@@ -124,6 +124,10 @@ class Records:
             raise NotFound(f"snapshot {key} does not exist")
         return found
 
+    def to_commit(self, name: str, key: str) -> Record:
+        """An active snapshot that may get this name. Raises as ``commit``."""
+        return self._read(lambda reader: _to_commit(reader, name, key))
+
     def parent(self, key: str) -> Record:
         """A snapshot that may be a parent; raises NotFound, InvalidArgument."""
         return self._read(lambda reader: _parent(reader, key))
@@ -165,9 +169,7 @@ class Records:
         now = time.time_ns()
 
         def commit(transaction: sqlite3.Connection) -> None:
-            active = _active(transaction, key)
-            if _find(transaction, name) is not None:
-                raise AlreadyExists(f"committed snapshot {name}")
+            active = _to_commit(transaction, name, key)
             parent_id = active.parent
             if parent and active.parent_key != parent:
                 if parent_id is not None:
@@ -377,7 +379,9 @@ def _parent(connection: sqlite3.Connection, key: str) -> Record:
     return found
 
 
-def _active(connection: sqlite3.Connection, key: str) -> Record:
+def _to_commit(connection: sqlite3.Connection, name: str, key: str) -> Record:
+    if _find(connection, name) is not None:
+        raise AlreadyExists(f"committed snapshot {name}")
     found = _find(connection, key)
     if found is None:
         raise NotFound(f"snapshot {key} does not exist")

@@ -73,6 +73,8 @@ class MemorySnapshotter:
 
     async def commit(self, name: str, key: str, labels: Labels, /, *, parent: str = "") -> None:
         await asyncio.sleep(0)
+        if name in self.infos:
+            raise AlreadyExists(f"snapshot {quote(name)}")
         active = self._get(key)
         if active.kind is not Kind.ACTIVE:
             raise FailedPrecondition(f"snapshot {key} is not active")

@@ -57,6 +57,8 @@ class SnapshotSuite:
             with pytest.raises(NotFound):
                 await call("k")
         assert await names(snapshotter) == {"n"}
+        with pytest.raises(AlreadyExists):  # whoever did not get the answer asks again
+            await snapshotter.commit("n", "k", {})
 
     async def test_a_view_is_read_only(self, snapshotter: Snapshotter) -> None:
         await layer(snapshotter, "n")

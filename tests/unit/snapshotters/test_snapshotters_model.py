@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from cradled.aio import threads
 from cradled.content.local import open_store
+from cradled.core.mount import Mount
 from cradled.core.scope import Scope
-from cradled.core.snapshots import SnapshotInfo, Snapshotter
-from cradled.errors import Error
+from cradled.core.snapshots import Kind, SnapshotInfo, Snapshotter
+from cradled.core.values import Labels
+from cradled.errors import AlreadyExists, Error
 from cradled.metadata.db import Database
 from cradled.snapshotters.native import NativeSnapshotter
 from cradled.snapshotters.overlay import OverlaySnapshotter
@@ -39,6 +41,17 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("reopen")),
     st.tuples(st.just("cleanup")),
 )
+
+
+class Namespaced(MemorySnapshotter):
+    """As a namespace sees snapshots: of two things that are wrong the key's is told."""
+
+    async def _create(self, key: str, parent: str, kind: Kind, labels: Labels) -> list[Mount]:
+        if key in self.infos:
+            raise AlreadyExists(key)
+        return await super()._create(key, parent, kind, labels)
+
+
 Open = Callable[[str], AbstractAsyncContextManager[Snapshotter]]
 
 
@@ -68,7 +81,10 @@ async def namespaced(root: str) -> AsyncIterator[Snapshotter]:
         await db.aclose()
 
 
-@pytest.mark.parametrize("kind", [overlay, native, namespaced])
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [(overlay, MemorySnapshotter), (native, MemorySnapshotter), (namespaced, Namespaced)],
+)
 @settings(max_examples=25, deadline=None)
 @given(operations=st.lists(OPERATIONS, max_size=30))
 @example(
@@ -83,12 +99,13 @@ async def namespaced(root: str) -> AsyncIterator[Snapshotter]:
         ("cleanup",),
     ]
 )
-def test_all_do_the_same(kind: Open, operations: Sequence[Operation]) -> None:
-    asyncio.run(compare(kind, operations))
+def test_all_do_the_same(
+    kind: Open, model: Callable[[], Snapshotter], operations: Sequence[Operation]
+) -> None:
+    asyncio.run(compare(kind, model(), operations))
 
 
-async def compare(kind: Open, operations: Sequence[Operation]) -> None:
-    model = MemorySnapshotter()
+async def compare(kind: Open, model: Snapshotter, operations: Sequence[Operation]) -> None:
     with tempfile.TemporaryDirectory() as root:
         async with AsyncExitStack() as stack:
             tested = await stack.enter_async_context(kind(root))
