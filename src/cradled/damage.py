@@ -1,6 +1,7 @@
 """Blocking. SQLite files that went bad: finding it out, setting them aside, reading what is left.
 
     <path>.suspect              somebody met damage in the file while using it: why, as text
+    <path>.copy                 as it was when it was last closed properly
     <path>.damaged-<date>       a damaged file, with its -wal and -shm; nobody ever removes it
     <path>.rebuild              what is being put together again (``Rebuild``), JSON
 
@@ -26,6 +27,9 @@ from cradled.linux import fs
 
 SMALL = 4 << 20
 """Bytes of a file that costs so little to look at (1 ms a MiB) that it is done at every start."""
+
+MISSING = "it was missing"
+"""The reason of a rebuilding where there was no file."""
 
 _MAGIC = b"SQLite format 3\0"
 _LOG_MAGIC = 0x377F0682
@@ -249,6 +253,20 @@ def set_aside(path: str, reason: str) -> Rebuild:
     fs.discard(f"{path}.suspect")
     fs.sync_directory(os.path.dirname(path) or ".")
     return rebuild
+
+
+def keep_copy(path: str) -> None:
+    """Copy a file that was just closed, for the day it is damaged. A copy that fails is none."""
+    import shutil  # only ever wanted at the end
+
+    new = f"{path}.copy.new"
+    try:
+        shutil.copyfile(path, new)
+        os.chmod(new, 0o600)
+        os.rename(new, f"{path}.copy")
+    except OSError:
+        with contextlib.suppress(OSError):
+            fs.discard(new)
 
 
 def _set_sides_aside(path: str) -> None:

@@ -98,6 +98,9 @@ def test_damaged_metadata(daemon: Daemon, how: Callable[[Path], None]) -> None:
     how(daemon.root / METADATA)
     daemon.start()
     assert state_of(daemon) == before
+    assert daemon.ctr("images", "ls", "-q").split() == [IMAGE]
+    assert '"a": "b"' in daemon.ctr("containers", "info", "runs")
+    assert "never" in daemon.ctr("containers", "ls", "-q").split()
     still_works(daemon)
     release(daemon)
     after = state_of(daemon)
@@ -121,6 +124,7 @@ def test_both_at_once_and_no_container_record(daemon: Daemon) -> None:
     daemon.stop()
     for name in (METADATA, RECORDS):
         garbage(daemon.root / name)
+    (daemon.root / f"{METADATA}.copy").unlink()
     daemon.start()
     assert state_of(daemon) == before
     told = daemon.ctr("containers", "info", "runs")

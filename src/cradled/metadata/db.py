@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from cradled import damage, identifiers
+from cradled.aio import threads
 from cradled.core.content import ContentStore
 from cradled.core.events import Publisher
 from cradled.core.scope import Scope, is_remote
@@ -90,7 +91,7 @@ class Database:
         db = cls(engine, content, snapshotters, isolated)
         try:
             if is_new and await _is_used(content, snapshotters.values()):
-                damage.Rebuild.begin(path, "it was missing")
+                damage.Rebuild.begin(path, damage.MISSING)
             db.rebuild = damage.Rebuild.load(path)
             for common in db._snapshotters.values():
                 await snapshots.recover(common)
@@ -130,6 +131,8 @@ class Database:
         with contextlib.suppress(asyncio.CancelledError):
             await self._sweeper
         await self.engine.aclose()
+        if self.engine.has_changed:
+            await threads.run("fs", damage.keep_copy, self.engine.path)
 
 
 class ScopedDatabase:

@@ -172,6 +172,7 @@ class Engine:
         self._ended = self._loop.create_future()
         self._touched: set[str] | None = None
         self._changes = 0
+        self._has_changed = False
         self._closing = False
         self._writer = damage.opened(path, _connect)
         if not durable:
@@ -263,6 +264,11 @@ class Engine:
         finally:
             self._reader.execute("COMMIT")
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether anything was written since it was opened."""
+        return self._has_changed
+
     def reader(self) -> sqlite3.Connection:
         """One more connection for reading, owned by the caller and its thread."""
         connection = _connect(self.path)
@@ -341,6 +347,7 @@ class Engine:
         except Exception as error:
             self._fail(batch, error)
         self._changes += self._writer.total_changes - changes
+        self._has_changed |= self._writer.total_changes != changes
         return batch, _Times(begun, applied, time.monotonic_ns()), last
 
     def _attempt(self, job: _Job[Any]) -> bool:

@@ -33,9 +33,13 @@ _PLUGINS = {
     "io.cradled.journal.v1.events": "journal of events",
 }
 _ENDINGS = (
-    (".rebuild", "notes of a rebuilding"), (".suspect", "a mark that damage was met"),
-    ("-wal", "its log"), ("-shm", "its shared memory"), ("", "database"),
-)  # fmt: skip
+    (".copy", "a copy, as it was when it was last closed"),
+    (".rebuild", "notes of a rebuilding"),
+    (".suspect", "a mark that damage was met"),
+    ("-wal", "its log"),
+    ("-shm", "its shared memory"),
+    ("", "database"),
+)
 _FILES = {
     "lock": "the lock of the owner",
     "workers.lock": "the lock of unpack workers",

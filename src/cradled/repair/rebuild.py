@@ -1,6 +1,7 @@
 """Async. Putting a metadata database together again, from all that tells of what was in it.
 
-First the rows that can still be read of the damaged file; then what the stores have and no row
+First the rows that can still be read of the damaged file, then those of a copy of the last stop, as
+far as they are about something that is there; then what the stores have and no row
 names: snapshots, which tell their namespace, parent and kind; blobs, among which image documents
 tell what belongs together, and often an image's name; ingests; and the bundles of running shims.
 Labels that clients set on what has no row any more are lost, but for those of images, which follow
@@ -23,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cradled.aio import threads
 from cradled.convert import containers as container_records
@@ -33,7 +34,7 @@ from cradled.core.images import Image
 from cradled.core.scope import is_remote
 from cradled.core.snapshots import Kind, SnapshotInfo, Snapshotter
 from cradled.core.values import Descriptor
-from cradled.damage import Rebuild
+from cradled.damage import MISSING, Rebuild
 from cradled.errors import Error
 from cradled.metadata import backend_names
 from cradled.metadata import labels as marks
@@ -123,8 +124,36 @@ class _Work:
                 self.counts[f"rows of {table.name}"] += await self._engine.run(
                     functools.partial(_insert, sql=table.insert, rows=found)
                 )
+        await self._copy_of_the_last_stop(tables)
         await self._engine.run(self._hold)
         self.rebuild.exhaust()
+
+    async def _copy_of_the_last_stop(self, tables: Sequence[salvage.Table]) -> None:
+        """What an older state knew, as far as it is about something that is there still."""
+        path = f"{self._engine.path}.copy"
+        lost = bool(self.rebuild.sources) or self.rebuild.reason == MISSING
+        if not (lost and os.path.exists(path)):
+            return
+        blobs = {info.digest async for info in self._stores.content.walk()}
+        keys = set()
+        for name, snapshotter in self._stores.snapshotters.items():
+            if not is_remote(snapshotter):
+                keys |= {(name, info.name) async for info in snapshotter.walk()}
+        snapshots: set[tuple[str, str, str]] = set()
+        for table in sorted(tables, key=lambda table: table.name == "containers"):
+            found = await threads.run("bulk", list, salvage.rows(path, table))
+            there = [
+                row
+                for row in found
+                if _is_there(dict(zip(table.columns, row, strict=True)), table.name, blobs, keys)
+            ]
+            if table.name == "snapshots":
+                snapshots = {row[:3] for row in there}
+            if table.name == "containers":
+                there = [row for row in there if (row[0], row[4], row[5]) in snapshots]
+            self.counts[f"older {table.name}"] += await self._engine.run(
+                functools.partial(_insert, sql=table.insert, rows=there)
+            )
 
     async def snapshots(self, name: str, snapshotter: Snapshotter) -> None:
         """What a snapshotter has and no row names."""
@@ -315,6 +344,17 @@ class _Work:
         )
         found = self._engine.one(sql, (namespace, label)) if row and row[0] else None
         return found[0] if found else ""
+
+
+def _is_there(
+    row: Mapping[str, Any], table: str, blobs: set[str], keys: set[tuple[str, str]]
+) -> bool:
+    """Whether an older row is about something that the stores have."""
+    if table in ("content", "images"):
+        return row["digest"] in blobs
+    if table == "snapshots":
+        return (row["snapshotter"], row["backend_key"]) in keys
+    return table in ("namespaces", "containers")
 
 
 def _insert(tx: Transaction, sql: str, rows: Iterable[Row]) -> int:

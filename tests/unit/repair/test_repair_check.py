@@ -9,6 +9,7 @@ import socket
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def test_it_is_found_and_repaired(ground: Ground, case: str) -> None:
 def test_a_rebuilding_brings_back_what_was_known(ground: Ground) -> None:
     """All but what clients had said themselves, which nothing else tells."""
     Path(ground.metadata).unlink()
+    Path(f"{ground.metadata}.copy").unlink()
     Mending(ground).mend(lambda: check(ground))
     (note,) = check(ground, verify=True)
     assert note.kind is Kind.NOTE
@@ -214,6 +216,39 @@ def test_a_rebuilding_brings_back_what_was_known(ground: Ground) -> None:
         await scheduler.aclose()
 
     roots.use(ground, look)
+
+
+def test_the_copy_of_the_last_stop_knows_the_rest(ground: Ground) -> None:
+    """What is gone since is not brought back, nor by a repair that is about something else."""
+    blob(ground).unlink()
+    Mending(ground).mend(lambda: check(ground))
+    sql(ground, "DELETE FROM containers")
+    Path(ground.bundles, "ns", "box", "config.json").unlink()
+    sql(ground, "DELETE FROM ingests")
+    Mending(ground).mend(lambda: check(ground))
+
+    async def without(stores: roots.Stores) -> None:
+        assert await stores.scoped().containers.list() == []
+
+    roots.use(ground, without)
+    roots.use(ground, lambda stores: write_label(stores, "new"))
+    Path(ground.metadata).unlink()
+    Mending(ground).mend(lambda: check(ground))
+
+    async def look(stores: roots.Stores) -> None:
+        (image,) = await stores.scoped().images.list()
+        assert image.labels == {"a": "new"}
+        found = [info.digest async for info in stores.scoped().content.walk()]
+        assert LAYER not in found
+        assert len(found) == 4
+
+    roots.use(ground, look)
+
+
+async def write_label(stores: roots.Stores, value: str) -> None:
+    images = stores.scoped().images
+    (image,) = await images.list()
+    await images.update(replace(image, labels={"a": value}), ("labels",))
 
 
 def test_what_is_dropped_is_noted(ground: Ground) -> None:
