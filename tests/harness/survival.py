@@ -466,7 +466,7 @@ class Life:
 
     async def _terminate(self, task: Process) -> None:
         """Ask it to exit, which it does not heed before it has set its trap."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ProcessLookupError):
             while Path(f"/proc/{self.pid}/comm").read_text() != "sh\n":  # noqa: ASYNC110
                 await asyncio.sleep(POLL)
         self.terminated = True

@@ -14,7 +14,7 @@ from harness.images import busybox_image
 
 import cradled
 from cradled.aio import threads
-from cradled.client import Client, Status
+from cradled.client import Client, Process, Status
 from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs containers: needs root")
@@ -250,3 +250,25 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         async with cradled.connect(str(tmp_path / "nothing")):
             pass
+
+
+async def test_a_caller_of_exec_that_leaves_when_it_has_started(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Process] = []
+
+    async def start(process: Process) -> None:
+        await real(process)
+        started.append(process)
+        raise asyncio.CancelledError
+
+    container = await client.containers.create(IMAGE, ["sleep", "1000"])
+    task = await container.start(output="null")
+    real = Process.start
+    monkeypatch.setattr(Process, "start", start)
+    with pytest.raises(asyncio.CancelledError):
+        await task.exec(["sleep", "1000"], output=False)
+    (process,) = started
+    with contextlib.suppress(NotFound):
+        assert (await process.wait()).status == 137
+    await container.remove(force=True)

@@ -15,7 +15,7 @@ from cradled.core.containers import Container
 from cradled.core.tasks import Exit
 from cradled.core.tasks import Process as State
 from cradled.core.values import AnyValue
-from cradled.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from cradled.errors import Error, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from cradled.client.options import ExecOptions
@@ -245,7 +245,9 @@ class Task(Process):
             await process.start()
             await pipes.connect_stdin()
         except BaseException:
-            with suppress(NotFound, FailedPrecondition):
+            with suppress(Error):  # it may not run
+                await process.kill(signals.SIGKILL)
+            with suppress(Error):  # it may not have ended yet
                 await process.delete()
             raise
 
