@@ -164,12 +164,16 @@ def _single(context: InitContext, type: str) -> Any:
     return next(iter(found.values()))
 
 
+def _any_btrfs() -> bool:
+    with open("/proc/self/mountinfo", "rb") as file:
+        return b" - btrfs " in file.read()
+
+
 async def _btrfs(context: InitContext) -> Any:
     config: sections.Native = context.config
     root = config.root_path or context.root
-    with open("/proc/self/mountinfo", "rb") as file:
-        if b" - btrfs " not in file.read():
-            raise SkipPlugin(f"{root} is not on btrfs")
+    if not _any_btrfs():
+        raise SkipPlugin(f"{root} is not on btrfs")
     from cradled.linux import btrfs
 
     os.makedirs(root, mode=0o700, exist_ok=True)

@@ -20,10 +20,7 @@ _ABSENT = (
     Registration(t.IMAGE_VERIFIER, "bindir"),
     Registration(t.INTERNAL, "opt"),
     Registration(t.MOUNT_HANDLER, "erofs", has_platform=True),
-    *(
-        Registration(t.SNAPSHOTTER, id, has_platform=True)
-        for id in ("devmapper", "erofs", "zfs")
-    ),
+    *(Registration(t.SNAPSHOTTER, id, has_platform=True) for id in ("devmapper", "erofs", "zfs")),
     Registration(t.NRI, "nri", (t.INTERNAL, t.WARNING)),
     Registration(t.DIFFER, "erofs", (t.METADATA,)),
     Registration(t.MOUNT_MANAGER, "bolt", (t.METADATA, t.MOUNT_HANDLER)),
