@@ -73,6 +73,7 @@ def test_df_and_prune(cradle: Cradle) -> None:
 
 def test_prune_asks_and_ends_uploads(cradle: Cradle) -> None:
     add_other(cradle)
+    cradle.ok("run", "-d", "--name", "alive", IMAGE, "sleep", "1000")
     daemon = cradle.daemon
 
     async def begin_upload() -> None:
