@@ -84,5 +84,5 @@ _EXPECTED = {s.strip() for s in schema.STATEMENTS if s.strip().startswith("CREAT
 
 
 def _definitions(connection: sqlite3.Connection) -> set[str]:
-    rows = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    return {row[0] for row in rows}
+    sql = "SELECT CAST(sql AS BLOB) FROM sqlite_master WHERE sql IS NOT NULL"
+    return {row[0].decode(errors="replace") for row in connection.execute(sql)}

@@ -106,3 +106,13 @@ def test_tables_that_are_no_form_are_damage(
         migrations.apply(connection)
     assert everything(connection) == before
     connection.close()
+
+
+def test_a_definition_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    filled(path, schema.VERSION).close()
+    path.write_bytes(path.read_bytes().replace(b"size INTEGER", b"size I\xceTEGER"))
+    connection = sqlite3.connect(path, isolation_level=None)
+    with pytest.raises(Damaged, match="not those of form"):
+        migrations.apply(connection)
+    connection.close()
