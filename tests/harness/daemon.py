@@ -51,6 +51,8 @@ class Daemon:
         self.namespace = self.mark
         self.env = {**os.environ, leaks.MARK: self.mark}
         self.env["PATH"] = path or os.environ["PATH"]
+        if self.kind == "containerd":  # it forgets checkpoints there
+            self.env["TMPDIR"] = str(directory)
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:

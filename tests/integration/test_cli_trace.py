@@ -58,7 +58,7 @@ def test_creating_a_task_step_by_step(cradle: Cradle) -> None:
         "bundle.create": "Tasks/Create",
         "shim.start": "Tasks/Create",
         "zygote.fork": "shim.start",
-        "shim.connect": "Tasks/Create",
+        "shim.connect": "shim.start",
         "shim.Create": "Tasks/Create",
     }.items() <= above.items()
     create = steps["Tasks/Create"]

@@ -144,7 +144,9 @@ class ShimServed:
     def _run(self) -> None:
         loop = Loop(log.trace)
         methods = {NAME: {"Say": ("say", messages.StateRequest)}}
-        server = ShimServer(loop, self._listener, methods, ShimWords(loop), lambda: None)
+        server = ShimServer(
+            loop, self._listener, methods, ShimWords(loop), lambda: None, lambda: None
+        )
         loop.spawn(server.serve())
         loop.run()
 
