@@ -9,7 +9,6 @@ told is done is there and whole, and nothing is there by half.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -56,7 +55,6 @@ class Expected:
     removed: dict[str, int] = field(default_factory=dict)
     containers: dict[int, str] = field(default_factory=dict)
     leases: dict[int, str] = field(default_factory=dict)
-    blobs: dict[int, str] = field(default_factory=dict)
     snapshots: dict[int, str] = field(default_factory=dict)
 
 
@@ -91,13 +89,6 @@ class Work:
     def create_lease(self, id: str) -> None:
         self._daemon.ctr("leases", "create", "--id", id)
         self.expected.leases[self.done()] = id
-
-    def ingest(self, data: bytes) -> None:
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        words = ("content", "ingest", "--expected-digest", digest, "a ref")
-        self._daemon.ctr(*words, input=data)
-        self._daemon.ctr("content", "label", digest, "containerd.io/gc.root=x")
-        self.expected.blobs[self.done()] = digest
 
     def commit(self, name: str, files: dict[str, bytes]) -> None:
         """A snapshot that a client fills itself."""
@@ -158,7 +149,6 @@ def work(directory: Path, disk: Disk) -> Expected:
         (a, archive_a), (b, archive_b) = images(directory)
         client.import_image(a, archive_a)
         client.create_container(a, "c1")
-        client.ingest(os.urandom(1 << 20))
         client.import_image(b, archive_b)
         client.create_lease("l1")
         client.remove_image(a)
@@ -282,7 +272,6 @@ def wrong(expected: Expected, marks: list[int], found: Found, trees: dict[str, T
         ("image", expected.images, found.images),
         ("container", expected.containers, found.containers),
         ("lease", expected.leases, found.leases),
-        ("blob", expected.blobs, found.blobs),
         ("snapshot", expected.snapshots, set(found.snapshots)),
     ):
         for mark, name in wanted.items():
