@@ -1,4 +1,4 @@
-"""Async. The plugins this daemon is made of: one table, and how each is made.
+"""Async. The plugins this daemon is made of: one table, and how those are made that serve.
 
 Cheap to import: what an ``init`` needs is imported when it runs. A plugin of type GRPC or TTRPC
 gives what it serves as pairs of a service's table and its implementation; the service plugins
@@ -10,37 +10,19 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from cradled.daemon import durations, sections
+from cradled.daemon import plugin_keys as keys
+from cradled.daemon import sections, storage_plugins, task_plugins
 from cradled.daemon.config import Config
 from cradled.daemon.config_file import Known
 from cradled.plugin import types as t
 from cradled.plugin.types import InitContext, Late, Registration, SkipPlugin
 from cradled.version import REVISION, SERVER_VERSION
 
-_LEFTOVERS_SECONDS = 10.0
-_RESTART_SECONDS = 10.0
-
 Served = list[tuple[Any, object]]
 
-_DB = (t.METADATA, "bolt")
-_DEPRECATIONS = (t.WARNING, "deprecations")
-_DIFFERS = (t.SERVICE, "diff-service")
-_EXCHANGE = (t.EVENT, "exchange")
-_GC = (t.GC, "scheduler")
-_RESTARTS = (t.CONTAINER_MONITOR, "restart")
-_JOURNAL = (t.JOURNAL, "events")
-_SANDBOXES = (t.SANDBOX_CONTROLLER, "shim")
-_SHIMS = (t.SHIM, "manager")
-_STREAMS = (t.STREAMING, "manager")
-_TASKS = (t.RUNTIME, "task")
-_TRANSFERS = (t.TRANSFER, "local")
-_WALKING = (t.DIFFER, "walking")
-_WORKERS = (t.FORKED, "workers")
-_RING = (t.SPANS, "ring")
-_ZYGOTE = (t.FORKED, "zygote")
 
 _GRPC_SERVER = Registration(t.SERVER, "grpc", (t.GRPC,), config=sections.GrpcServer)
 _TTRPC_SERVER = Registration(t.SERVER, "ttrpc", (t.TTRPC,), config=sections.TtrpcServer)
@@ -105,13 +87,6 @@ def known() -> Known:
     return Known({**ours, **config_inert.SECTIONS}, config_inert.REASONS)
 
 
-async def _content(context: InitContext) -> Any:
-    from cradled.content.local import open_store
-
-    context.export("root", context.root)
-    return await open_store(context.root)
-
-
 async def _journal(context: InitContext) -> Any:
     from cradled.events.journal import Journal
 
@@ -124,229 +99,7 @@ async def _journal(context: InitContext) -> Any:
 async def _exchange(context: InitContext) -> Any:
     from cradled.events.exchange import Exchange
 
-    return Exchange(context.get(*_JOURNAL), context.properties["parted"])
-
-
-async def _overlayfs(context: InitContext) -> Any:
-    from cradled.snapshotters.overlay import OverlaySnapshotter
-
-    config: sections.Overlay = context.config
-    snapshotter = OverlaySnapshotter(
-        config.root_path or context.root,
-        upperdir_label=config.upperdir_label,
-        slow_chown=config.slow_chown,
-        sync_remove=config.sync_remove,
-        mount_options=config.mount_options,
-    )
-    await snapshotter.start()
-    context.stack.push_async_callback(snapshotter.aclose)
-    context.export("root", snapshotter.root)
-    context.plugin.capabilities.extend(snapshotter.capabilities)
-    return snapshotter
-
-
-async def _native(context: InitContext) -> Any:
-    from cradled.snapshotters.native import NativeSnapshotter
-
-    config: sections.Native = context.config
-    snapshotter = NativeSnapshotter(config.root_path or context.root)
-    await snapshotter.start()
-    context.stack.push_async_callback(snapshotter.aclose)
-    context.export("root", snapshotter.root)
-    return snapshotter
-
-
-def _single(context: InitContext, type: str) -> Any:
-    found = context.all(type)
-    if len(found) != 1:
-        names = ", ".join(sorted(found)) or "none"
-        raise LookupError(f"one plugin of type {type} is needed, not {names}: disable the others")
-    return next(iter(found.values()))
-
-
-def _any_btrfs() -> bool:
-    with open("/proc/self/mountinfo", "rb") as file:
-        return b" - btrfs " in file.read()
-
-
-async def _btrfs(context: InitContext) -> Any:
-    config: sections.Native = context.config
-    root = config.root_path or context.root
-    if not _any_btrfs():
-        raise SkipPlugin(f"{root} is not on btrfs")
-    from cradled.linux import btrfs
-
-    os.makedirs(root, mode=0o700, exist_ok=True)
-    try:
-        btrfs.device(root)
-    except ValueError as error:
-        raise SkipPlugin(str(error)) from None
-    from cradled.snapshotters.btrfs import BtrfsSnapshotter
-
-    snapshotter = BtrfsSnapshotter(root)
-    await snapshotter.start()
-    context.stack.push_async_callback(snapshotter.aclose)
-    context.export("root", snapshotter.root)
-    return snapshotter
-
-
-async def _blockfile(context: InitContext) -> Any:
-    config: sections.Blockfile = context.config
-    root = config.root_path or context.root
-    if not (config.scratch_file or os.path.exists(f"{root}/scratch")):
-        raise SkipPlugin("no scratch file configured")
-    from cradled.snapshotters.blockfile import BlockfileSnapshotter
-
-    options = config._asdict()
-    del options["root_path"]
-    snapshotter = BlockfileSnapshotter(root, **options)
-    await snapshotter.start()
-    context.stack.push_async_callback(snapshotter.aclose)
-    context.export("root", snapshotter.root)
-    return snapshotter
-
-
-async def _metadata(context: InitContext) -> Any:
-    from cradled.metadata.db import Database
-
-    config: sections.Metadata = context.config
-    os.makedirs(context.root, mode=0o700, exist_ok=True)
-    path = f"{context.root}/meta.db"
-    db = await Database.open(
-        path,
-        content=_single(context, t.CONTENT),
-        snapshotters=context.all(t.SNAPSHOTTER),
-        publisher=context.get(*_EXCHANGE),
-        isolated=config.content_sharing_policy == "isolated",
-        durable=not config.no_sync,
-    )
-    context.stack.push_async_callback(db.aclose)
-    if db.rebuild is not None:
-        from cradled.repair import rebuild
-
-        stores = rebuild.Stores(
-            _single(context, t.CONTENT),
-            context.all(t.SNAPSHOTTER),
-            f"{context.state_base}/{t.RUNTIME}.task",
-            config.content_sharing_policy == "isolated",
-        )
-        await rebuild.take_in(db, stores)
-    context.export("path", path)
-    context.export("policy", config.content_sharing_policy)
-    return db
-
-
-async def _scheduler(context: InitContext) -> Any:
-    from cradled.gc.policy import Config as Policy
-    from cradled.gc.scheduler import Scheduler
-
-    config: sections.Scheduler = context.config
-    context.export("PauseThreshold", f"{config.pause_threshold:g}")
-    context.export("DeletionThreshold", str(config.deletion_threshold))
-    context.export("MutationThreshold", str(config.mutation_threshold))
-    context.export("ScheduleDelay", config.schedule_delay)
-    policy = Policy(
-        pause_threshold=config.pause_threshold,
-        deletion_threshold=config.deletion_threshold,
-        mutation_threshold=config.mutation_threshold,
-        schedule_delay=durations.seconds(config.schedule_delay),
-        startup_delay=durations.seconds(config.startup_delay),
-    )
-    scheduler = Scheduler(context.get(*_DB), policy)
-    context.stack.push_async_callback(scheduler.aclose)
-    return scheduler
-
-
-async def _zygote(context: InitContext) -> Any:
-    from cradled.zygote.client import Zygote
-
-    zygote = Zygote()
-    context.stack.push_async_callback(zygote.aclose)
-    return zygote
-
-
-async def _shims(context: InitContext) -> Any:
-    from cradled.runtime.bootstrap import SOCKET_DIR_LIMIT, Daemon
-    from cradled.runtime.launcher import WHOLE_NAMESPACE, Launchers
-    from cradled.runtime.timeouts import Timeouts
-
-    config: sections.ShimManager = context.config
-    if len(config.socket_dir) > SOCKET_DIR_LIMIT:
-        raise ValueError(f"socket_dir is longer than {SOCKET_DIR_LIMIT} characters")
-    timeout: Callable[[str], float] = context.properties["timeout"]
-    daemon = Daemon(
-        grpc_address=context.properties["grpc_address"],
-        ttrpc_address=context.properties["ttrpc_address"],
-        socket_dir=config.socket_dir or f"{context.state_base}/s",
-        env=dict(item.partition("=")[::2] for item in config.env),
-        debug=context.properties["debug"] == "true",
-        timeouts=Timeouts(
-            start=timeout("shim.start") or None,
-            runtime=timeout("runtime.command") or None,
-            load=timeout("shim.load") or None,
-            cleanup=timeout("shim.cleanup") or None,
-            shutdown=timeout("shim.shutdown") or None,
-            state=timeout("task.state") or None,
-            stats=timeout("metrics.shimstats") or None,
-        ),
-    )
-    return Launchers(
-        daemon,
-        context.get(*_ZYGOTE),
-        runc_root=f"{context.state_base}/runc",
-        default_binary=config.binary_name,
-        shims=config.shims,
-        group=WHOLE_NAMESPACE if config.grouping else "",
-    )
-
-
-async def _tasks(context: InitContext) -> Any:
-    from cradled.runtime.assembly import Assembly
-    from cradled.runtime.manager import TaskManager
-    from cradled.runtime.shims import Shims
-
-    db = context.get(*_DB)
-
-    def checkpoints() -> Any:
-        from cradled.runtime.checkpoints import Checkpoints
-
-        return Checkpoints(context.get(*_DIFFERS), lambda scope: db.scoped(scope).content)
-
-    async def sandbox(scope: Any, id: str) -> Any:
-        await db.scoped(scope).sandboxes.get(id)
-        plugin = context.loaded.get(_SANDBOXES)
-        made = None if plugin is None or plugin.instance is None else plugin.instance.made
-        return None if made is None else made.endpoint(scope, id)
-
-    shims = Shims(context.state, context.root, context.get(*_SHIMS))
-    manager = TaskManager(
-        Assembly(shims, checkpoints, sandbox),
-        lambda scope, id: db.scoped(scope).containers.get(id),
-        context.get(*_EXCHANGE),
-    )
-    context.stack.push_async_callback(manager.aclose)
-    context.export("log-uri-schemes", "fifo,binary,file")
-    context.export("state", context.state_base)
-    await manager.recover(context.get(*_JOURNAL).exits())
-    return manager
-
-
-async def _sandboxes(context: InitContext) -> Late:
-    def make() -> Any:
-        from cradled.runtime.sandbox import ShimSandboxes
-        from cradled.runtime.shims import Shims
-
-        return ShimSandboxes(Shims(context.state, context.root, context.get(*_SHIMS)))
-
-    async def close() -> None:
-        if late.made is not None:
-            await late.made.aclose()
-
-    late = Late(make)
-    context.stack.push_async_callback(close)
-    if os.path.isdir(context.state):  # there was one, once
-        await late.get().recover()
-    return late
+    return Exchange(context.get(*keys.JOURNAL), context.properties["parted"])
 
 
 async def _sandbox_controllers(context: InitContext) -> Served:
@@ -357,88 +110,17 @@ async def _sandbox_controllers(context: InitContext) -> Served:
 
         type = t.SANDBOX_CONTROLLER
         controllers = {id: context.get(type, id) for id in context.all(type)}
-        return SandboxControllerService(context.get(*_DB), controllers, context.get(*_EXCHANGE))
+        return SandboxControllerService(
+            context.get(*keys.DB), controllers, context.get(*keys.EXCHANGE)
+        )
 
     return [(Controller, Late(make))]
-
-
-async def _restarts(context: InitContext) -> Any:
-    from cradled.core.restart import NAMES
-    from cradled.daemon.restart_gate import Gate
-
-    config: sections.RestartMonitor = context.config
-    interval = durations.seconds(config.interval) or _RESTART_SECONDS
-    context.plugin.capabilities.extend(NAMES)
-    gate = Gate(context.get(*_DB), context.get(*_EXCHANGE), context.properties["client"], interval)
-    context.stack.push_async_callback(gate.aclose)
-    return gate
-
-
-async def _workers(context: InitContext) -> Any:
-    from cradled.aio import threads
-    from cradled.workers import leftovers
-    from cradled.workers.pool import Pool
-
-    if not await threads.run("fs", leftovers.wait, context.root_base, _LEFTOVERS_SECONDS):
-        raise TimeoutError("workers of the daemon before are still there")
-    pool = Pool(context.get(*_ZYGOTE), context.root_base)
-    context.stack.push_async_callback(pool.aclose)
-    return pool
-
-
-async def _walking(context: InitContext) -> Late:
-    def make() -> Any:
-        from cradled.differs.processors import Processor
-        from cradled.differs.walking import WalkingDiffer
-
-        configured = context.properties["stream_processors"]
-        # The last one first, as in the original: the built-in ones come first in the file.
-        processors = [Processor(id, **entry._asdict()) for id, entry in configured.items()][::-1]
-        return WalkingDiffer(context.get(*_WORKERS), processors)
-
-    return Late(make)
-
-
-async def _differs(context: InitContext) -> Late:
-    config: sections.Diff = context.config
-    for id in config.default:
-        if (t.DIFFER, id) not in context.loaded:
-            raise LookupError(f'needed differ "{id}" not loaded')
-
-    def make() -> Any:
-        from cradled.differs.ordered import OrderedDiffers
-
-        differs = [context.get(t.DIFFER, id) for id in config.default]
-        return OrderedDiffers(differs, sync_fs=config.sync_fs)
-
-    return Late(make)
 
 
 async def _streams(context: InitContext) -> Any:
     from cradled.streaming.manager import Streams
 
     return Streams()
-
-
-async def _transfers(context: InitContext) -> Late:
-    config: sections.Transfer = context.config
-    rebasing = {
-        id
-        for (type, id), plugin in context.loaded.items()
-        if type == t.SNAPSHOTTER and "rebase" in plugin.capabilities
-    }
-
-    def make() -> Any:
-        from cradled.transfer.service import Transfers
-        from cradled.transfer.unpack import Unpacker
-
-        width = config.max_concurrent_unpacks or os.cpu_count() or 1
-        differs = context.get(*_DIFFERS)
-        walking = context.get(*_WALKING)
-        apart = walking if differs.first is walking else None
-        return Transfers(Unpacker(differs, apart=apart, rebasing=rebasing, width=width))
-
-    return Late(make)
 
 
 async def _otlp(context: InitContext) -> Any:
@@ -517,10 +199,10 @@ async def _introspection(context: InitContext) -> Served:
             Identity(uuid, os.getpid(), pid_namespace()),
             platform=platforms.default(),
             providers={
-                _TASKS: lambda options: runtime_info(context.get(*_SHIMS), options),
-                _RING: traces_info,
+                keys.TASKS: lambda options: runtime_info(context.get(*keys.SHIMS), options),
+                keys.RING: traces_info,
             },
-            deprecations=context.get(*_DEPRECATIONS).all,
+            deprecations=context.get(*keys.DEPRECATIONS).all,
         )
 
     return [(Introspection, Late(make))]
@@ -555,7 +237,7 @@ async def _follow(context: InitContext) -> Served:
     def make() -> Any:
         from cradled.services.journal import JournalService
 
-        return JournalService(context.get(*_EXCHANGE), context.get(*_JOURNAL))
+        return JournalService(context.get(*keys.EXCHANGE), context.get(*keys.JOURNAL))
 
     return [(late.journal(), Late(make))]
 
@@ -592,7 +274,7 @@ async def _ttrpc_events(context: InitContext) -> Served:
     def make() -> Any:
         from cradled.services.events_ttrpc import EventsTtrpcService
 
-        return EventsTtrpcService(context.get(*_TASKS).forward)
+        return EventsTtrpcService(context.get(*keys.TASKS).forward)
 
     return [(Events, Late(make))]
 
@@ -628,44 +310,75 @@ def _service(name: str, *requires: str) -> Registration:
 
 
 REGISTRATIONS: tuple[Registration, ...] = (
-    Registration(*_ZYGOTE, init=_zygote),
-    Registration(*_WORKERS, init=_workers),
-    Registration(t.CONTENT, "content", init=_content),
-    Registration(*_JOURNAL, init=_journal, config=sections.Journal),
-    Registration(*_EXCHANGE, (t.JOURNAL,), init=_exchange),
-    Registration(t.SNAPSHOTTER, "native", init=_native, config=sections.Native, has_platform=True),
+    Registration(*keys.ZYGOTE, init=task_plugins.zygote),
+    Registration(*keys.WORKERS, init=storage_plugins.workers),
+    Registration(t.CONTENT, "content", init=storage_plugins.content),
+    Registration(*keys.JOURNAL, init=_journal, config=sections.Journal),
+    Registration(*keys.EXCHANGE, (t.JOURNAL,), init=_exchange),
     Registration(
-        t.SNAPSHOTTER, "overlayfs", init=_overlayfs, config=sections.Overlay, has_platform=True
+        t.SNAPSHOTTER,
+        "native",
+        init=storage_plugins.native,
+        config=sections.Native,
+        has_platform=True,
     ),
-    Registration(t.SNAPSHOTTER, "btrfs", init=_btrfs, config=sections.Native, has_platform=True),
     Registration(
-        t.SNAPSHOTTER, "blockfile", init=_blockfile, config=sections.Blockfile, has_platform=True
+        t.SNAPSHOTTER,
+        "overlayfs",
+        init=storage_plugins.overlayfs,
+        config=sections.Overlay,
+        has_platform=True,
+    ),
+    Registration(
+        t.SNAPSHOTTER,
+        "btrfs",
+        init=storage_plugins.btrfs,
+        config=sections.Native,
+        has_platform=True,
+    ),
+    Registration(
+        t.SNAPSHOTTER,
+        "blockfile",
+        init=storage_plugins.blockfile,
+        config=sections.Blockfile,
+        has_platform=True,
     ),
     Registration(
         t.METADATA,
         "bolt",
         (t.CONTENT, t.EVENT, t.SNAPSHOTTER),
-        init=_metadata,
+        init=storage_plugins.metadata,
         config=sections.Metadata,
     ),
-    Registration(t.GC, "scheduler", (t.METADATA,), init=_scheduler, config=sections.Scheduler),
+    Registration(
+        t.GC, "scheduler", (t.METADATA,), init=storage_plugins.scheduler, config=sections.Scheduler
+    ),
     Registration(t.LEASE, "manager", (t.METADATA, t.GC)),
     Registration(t.SANDBOX_STORE, "local", (t.METADATA,)),
-    Registration(*_DEPRECATIONS, init=_deprecations),
-    Registration(*_WALKING, (t.METADATA, t.FORKED), init=_walking, has_platform=True),
-    Registration(*_SHIMS, (t.EVENT, t.METADATA, t.FORKED), _shims, sections.ShimManager),
-    Registration(*_TASKS, (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL), init=_tasks, has_platform=True),
-    Registration(*_SANDBOXES, (t.SHIM, t.EVENT), init=_sandboxes),
-    Registration(*_STREAMS, (t.METADATA,), init=_streams),
+    Registration(*keys.DEPRECATIONS, init=_deprecations),
     Registration(
-        *_TRANSFERS,
+        *keys.WALKING, (t.METADATA, t.FORKED), init=storage_plugins.walking, has_platform=True
+    ),
+    Registration(
+        *keys.SHIMS, (t.EVENT, t.METADATA, t.FORKED), task_plugins.shims, sections.ShimManager
+    ),
+    Registration(
+        *keys.TASKS,
+        (t.SHIM, t.EVENT, t.METADATA, t.JOURNAL),
+        init=task_plugins.tasks,
+        has_platform=True,
+    ),
+    Registration(*keys.SANDBOXES, (t.SHIM, t.EVENT), init=task_plugins.sandboxes),
+    Registration(*keys.STREAMS, (t.METADATA,), init=_streams),
+    Registration(
+        *keys.TRANSFERS,
         (t.LEASE, t.METADATA, t.DIFFER, t.SNAPSHOTTER),
-        init=_transfers,
+        init=storage_plugins.transfers,
         config=sections.Transfer,
     ),
     Registration(t.POLICY, "file", init=_policy_file, config=sections.PolicyFile),
     Registration(t.POLICY, "python", init=_policy_python, config=sections.PolicyPython),
-    Registration(*_RING),
+    Registration(*keys.RING),
     METRICS_SERVER,
     TCP_SERVER,
     DEBUG_SERVER,
@@ -679,26 +392,35 @@ REGISTRATIONS: tuple[Registration, ...] = (
     _service("namespaces", t.EVENT, t.METADATA),
     _service("snapshots", t.METADATA),
     _service("tasks", t.EVENT, t.RUNTIME, t.METADATA, t.TASK_MONITOR, t.WARNING),
-    Registration(*_RESTARTS, (t.EVENT, t.SERVICE), init=_restarts, config=sections.RestartMonitor),
-    Registration(*_DIFFERS, (t.METADATA, t.DIFFER), init=_differs, config=sections.Diff),
-    _served("containers", "containers_pb2:Containers", "containers:ContainersService", _DB),
-    _served("content", ".convert.blobs:SERVED", "content:ContentService", _DB),
+    Registration(
+        *keys.RESTARTS,
+        (t.EVENT, t.SERVICE),
+        init=task_plugins.restarts,
+        config=sections.RestartMonitor,
+    ),
+    Registration(
+        *keys.DIFFERS, (t.METADATA, t.DIFFER), init=storage_plugins.differs, config=sections.Diff
+    ),
+    _served("containers", "containers_pb2:Containers", "containers:ContainersService", keys.DB),
+    _served("content", ".convert.blobs:SERVED", "content:ContentService", keys.DB),
     Registration(t.GRPC, "daemon", init=_daemon),
-    _served("diff", "diff_pb2:Diff", "diff:DiffService", _DB, _DIFFERS),
+    _served("diff", "diff_pb2:Diff", "diff:DiffService", keys.DB, keys.DIFFERS),
     _served(
         "events",
         "events_service_pb2:Events",
         "events:EventsService",
-        _EXCHANGE,
+        keys.EXCHANGE,
         requires=(t.EVENT,),
     ),
     _served("healthcheck", "health_pb2:Health", "health:HealthService", requires=()),
-    _served("images", "images_pb2:Images", "images:ImagesService", _DB, _GC),
+    _served("images", "images_pb2:Images", "images:ImagesService", keys.DB, keys.GC),
     Registration(t.GRPC, "introspection", (t.SERVICE,), init=_introspection),
     Registration(t.GRPC, "journal", (t.EVENT, t.JOURNAL), init=_follow),
-    _served("leases", "leases_pb2:Leases", "leases:LeasesService", _DB, _GC, requires=(t.LEASE,)),
+    _served(
+        "leases", "leases_pb2:Leases", "leases:LeasesService", keys.DB, keys.GC, requires=(t.LEASE,)
+    ),
     _served("mounts", "mounts_pb2:Mounts", "mounts:MountsService", requires=(t.MOUNT_MANAGER,)),
-    _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", _DB),
+    _served("namespaces", "namespaces_pb2:Namespaces", "namespaces:NamespacesService", keys.DB),
     Registration(t.GRPC, "reflection", init=_reflection),
     Registration(
         t.GRPC,
@@ -706,12 +428,17 @@ REGISTRATIONS: tuple[Registration, ...] = (
         (t.POD_SANDBOX, t.SANDBOX_CONTROLLER, t.EVENT),
         init=_sandbox_controllers,
     ),
-    _served("sandboxes", "sandbox_pb2:Store", "sandboxes:SandboxStoreService", _DB),
-    _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", _DB),
-    _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", _STREAMS),
-    _served("tasks", "tasks_pb2:Tasks", "tasks:TasksService", _DB, _TASKS),
+    _served("sandboxes", "sandbox_pb2:Store", "sandboxes:SandboxStoreService", keys.DB),
+    _served("snapshots", "snapshots_pb2:Snapshots", "snapshots:SnapshotsService", keys.DB),
+    _served("streaming", "streaming_pb2:Streaming", "streaming:StreamingService", keys.STREAMS),
+    _served("tasks", "tasks_pb2:Tasks", "tasks:TasksService", keys.DB, keys.TASKS),
     _served(
-        "transfer", "transfer_pb2:Transfer", "transfer:TransferService", _DB, _STREAMS, _TRANSFERS
+        "transfer",
+        "transfer_pb2:Transfer",
+        "transfer:TransferService",
+        keys.DB,
+        keys.STREAMS,
+        keys.TRANSFERS,
     ),
     Registration(t.GRPC, "version", init=_version),
     Registration(t.TTRPC, "events", (t.RUNTIME,), init=_ttrpc_events),

@@ -28,12 +28,11 @@ class BtrfsSnapshotter(DirectorySnapshotter):
 
     async def start(self) -> None:
         """Raises FailedPrecondition for a root on another file system."""
-        await super().start()
         try:
             self._device = await threads.run("fs", btrfs.device, self.root)
         except ValueError as error:
-            await self.aclose()
             raise FailedPrecondition(str(error)) from error
+        await super().start()
 
     async def usage(self, key: str, /) -> Usage:
         record = self._records.get(key)
