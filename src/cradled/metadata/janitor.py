@@ -158,7 +158,8 @@ class Janitor:
             self._called[name].clear()
             retries, self._retries[name] = self._retries[name], []
             for retry in retries:
-                await retry()
+                with _logged(name):  # or nobody would be cleaned up after any more
+                    await retry()
             if self._snapshots[name] or name in self._asked:
                 self._asked.discard(name)
                 await self.clean_snapshots(name)

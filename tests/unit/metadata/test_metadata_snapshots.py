@@ -14,7 +14,14 @@ from cradled import failpoints
 from cradled.core.leases import Resource
 from cradled.core.mount import Mount
 from cradled.core.snapshots import Kind, SnapshotInfo
-from cradled.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from cradled.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from cradled.metadata import janitor as janitors
 from cradled.metadata.db import ScopedDatabase
 from cradled.metadata.snapshots import Snapshots
 from cradled.testing.snapshot_suite import layer, names
@@ -233,6 +240,49 @@ async def test_a_comparison_spares_what_is_being_made(
     await compared.wait()
     await janitor.clean_snapshots("layers")
     assert (await snapshots.stat("k")).kind is Kind.ACTIVE
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["not done", "done"])
+async def test_a_commit_whose_end_the_backend_does_not_tell(
+    world: World, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """As of another process that dies during the commit, and comes back later."""
+    real_commit, real_stat = world.layers.commit, world.layers.stat
+
+    async def commit(*arguments: Any, **more: Any) -> None:
+        if committed:
+            await real_commit(*arguments, **more)
+        raise Unavailable("the plugin")
+
+    async def stat(key: str) -> SnapshotInfo:
+        raise Unavailable("the plugin")
+
+    monkeypatch.setattr(janitors, "_AGAIN", 0.01)
+    monkeypatch.setattr(world.layers, "commit", commit)
+    monkeypatch.setattr(world.layers, "stat", stat)
+    await snapshots.prepare("k", "", {})
+    with pytest.raises(Unavailable, match="the plugin"):
+        await snapshots.commit("n", "k", {})
+    with pytest.raises(AlreadyExists):  # nobody knows, so it is reserved
+        await snapshots.commit("n", "k", {})
+    monkeypatch.setattr(world.layers, "commit", real_commit)
+    monkeypatch.setattr(world.layers, "stat", real_stat)
+    async with asyncio.timeout(20):
+        while world.db.engine.query("SELECT * FROM snapshot_commits"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert await names(snapshots) == {"n" if committed else "k"}
+
+
+async def test_a_retry_that_fails_does_not_end_the_cleaning(
+    world: World, snapshots: Snapshots
+) -> None:
+    async def fail() -> None:
+        raise RuntimeError("broken")
+
+    world.db.janitor.later("layers", fail)
+    await snapshots.prepare("k", "", {})
+    await snapshots.remove("k")
+    await emptied(world)
 
 
 @pytest.mark.parametrize("committed", [False, True], ids=["intended", "committed"])
