@@ -29,7 +29,7 @@ class Daemon:
     """One daemon in its own directory; every process of it carries the mark.
 
     ``path`` is the PATH that it and its clients have, ``runtime`` the runtime type, or shim, that
-    ctr asks for; ``settings`` is configuration of ours.
+    ctr asks for; ``settings`` is added to its configuration.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Daemon:
             config.write_text(
                 f'version = 2\nroot = "{self.root}"\nstate = "{self.state}"\n'
                 f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-                f'[grpc]\n  address = "{self.socket}"\n'
+                f'[grpc]\n  address = "{self.socket}"\n{self.settings}'
             )
             return ["containerd", "-c", str(config)]
         command = [str(Path(sys.executable).parent / "cradled"), "--root", str(self.root),

@@ -53,24 +53,6 @@ class Plugin:
         return os.listdir(f"{self.directory}/far/io.containerd.snapshotter.v1.overlayfs/snapshots")
 
 
-class Host(Daemon):
-    """A daemon that knows the plugin."""
-
-    def command(self) -> list[str]:
-        command = super().command()
-        table = f'\n[proxy_plugins.{FAR}]\n  type = "snapshot"\n  address = "{self.far}"\n'
-        path = self.directory / "config.toml"
-        if self.kind == "containerd":
-            path.write_text(path.read_text() + table)
-            return command
-        path.write_text("version = 2\n" + table)
-        return [*command, "--config", str(path)]
-
-    @property
-    def far(self) -> Path:
-        return self.directory / "far.sock"
-
-
 @pytest.fixture
 def plugin(tmp_path: Path) -> Iterator[Plugin]:
     directory = tmp_path / "d"
@@ -81,8 +63,9 @@ def plugin(tmp_path: Path) -> Iterator[Plugin]:
     shutil.rmtree(directory)
 
 
-def host(plugin: Plugin, kind: str | None) -> Iterator[Host]:
-    daemon = Host(plugin.directory, kind)
+def host(plugin: Plugin, kind: str | None) -> Iterator[Daemon]:
+    table = f'[proxy_plugins.{FAR}]\ntype = "snapshot"\naddress = "{plugin.address}"\n'
+    daemon = Daemon(plugin.directory, kind, settings=table)
     daemon.start()
     try:
         yield daemon
@@ -93,16 +76,18 @@ def host(plugin: Plugin, kind: str | None) -> Iterator[Host]:
 
 
 @pytest.fixture(params=["cradled", "containerd"])
-def either(plugin: Plugin, request: pytest.FixtureRequest) -> Iterator[Host]:
+def either(plugin: Plugin, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     yield from host(plugin, request.param)
 
 
 @pytest.fixture
-def ours(plugin: Plugin) -> Iterator[Host]:
+def ours(plugin: Plugin) -> Iterator[Daemon]:
     yield from host(plugin, "cradled")
 
 
-def test_containers_on_a_snapshotter_of_ours(plugin: Plugin, either: Host, image_tar: Path) -> None:
+def test_containers_on_a_snapshotter_of_ours(
+    plugin: Plugin, either: Daemon, image_tar: Path
+) -> None:
     plugin.start()  # after the daemon, which does not mind
     either.ctr("images", "import", "--snapshotter", FAR, str(image_tar))
     run = ("run", "--rm", "--snapshotter", FAR, IMAGE)
@@ -118,7 +103,7 @@ def test_containers_on_a_snapshotter_of_ours(plugin: Plugin, either: Host, image
     assert not plugin.address.exists()
 
 
-def test_a_plugin_that_is_killed(plugin: Plugin, ours: Host, image_tar: Path) -> None:
+def test_a_plugin_that_is_killed(plugin: Plugin, ours: Daemon, image_tar: Path) -> None:
     plugin.start()
     ours.ctr("images", "import", "--snapshotter", FAR, str(image_tar))
     plugin.stop(signal.SIGKILL)
@@ -136,7 +121,7 @@ def test_a_plugin_that_is_killed(plugin: Plugin, ours: Host, image_tar: Path) ->
     wait_until(lambda: not plugin.trees, "the plugin's trees are gone")
 
 
-def test_a_plugin_that_stands_still(plugin: Plugin, ours: Host, image_tar: Path) -> None:
+def test_a_plugin_that_stands_still(plugin: Plugin, ours: Daemon, image_tar: Path) -> None:
     plugin.start()
     ours.ctr("images", "import", str(image_tar))
     plugin.send(signal.SIGSTOP)

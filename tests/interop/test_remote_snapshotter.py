@@ -25,21 +25,6 @@ from harness.images import LayerTar, busybox_image
 DATA = random.Random(1).randbytes(3 << 20)
 
 
-class Host(Daemon):
-    """A daemon that knows the snapshotter."""
-
-    def command(self) -> list[str]:
-        command = super().command()
-        address = self.directory / "soci.sock"
-        table = f'\n[proxy_plugins.soci]\n  type = "snapshot"\n  address = "{address}"\n'
-        path = self.directory / "config.toml"
-        if self.kind == "containerd":
-            path.write_text(path.read_text() + table)
-            return command
-        path.write_text("version = 2\n" + table)
-        return [*command, "--config", str(path)]
-
-
 @contextmanager
 def running(command: list[str], log: Path, listening: Path | int) -> Iterator[None]:
     """A program of others, until the end of the block."""
@@ -68,7 +53,7 @@ def port() -> int:
 
 
 @pytest.fixture
-def host(tmp_path: Path, port: int) -> Iterator[Host]:
+def host(tmp_path: Path, port: int) -> Iterator[Daemon]:
     """A daemon, the snapshotter and a registry, all in one directory."""
     try:
         program = newer.program("soci-snapshotter-grpc")
@@ -87,7 +72,8 @@ def host(tmp_path: Path, port: int) -> Iterator[Host]:
     address = directory / "soci.sock"
     words = ["--address", str(address), "--root", f"{directory}/soci", "--config", str(config)]
     serve_layers = [*apart(directory), str(program), *words]
-    daemon = Host(directory)
+    table = f'[proxy_plugins.soci]\ntype = "snapshot"\naddress = "{address}"\n'
+    daemon = Daemon(directory, settings=table)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
         stack.callback(daemon.destroy)
@@ -106,7 +92,7 @@ def host(tmp_path: Path, port: int) -> Iterator[Host]:
         daemon.stop()
 
 
-def soci(host: Host, *words: str) -> str:
+def soci(host: Daemon, *words: str) -> str:
     """Run its client."""
     flags = ["-a", str(host.socket), "-n", host.namespace, *words]
     command = [*apart(host.directory), str(newer.program("soci")), *flags]
@@ -141,7 +127,7 @@ def _bytes(text: str) -> float:
     return float(number) * {"B": 1, "kB": 1e3, "KiB": 1 << 10, "MB": 1e6, "MiB": 1 << 20}[unit]
 
 
-def test_layers_that_nobody_fetches(host: Host, port: int, tmp_path: Path) -> None:
+def test_layers_that_nobody_fetches(host: Daemon, port: int, tmp_path: Path) -> None:
     name = f"localhost:{port}/big:test"
     image = busybox_image(name)
     top = LayerTar()

@@ -20,20 +20,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Host(Daemon):
-    """A daemon with a snapshotter on btrfs and one with images of file systems."""
-
-    disks: Path
-
-    def command(self) -> list[str]:
-        path = self.directory / "config.toml"
-        path.write_text(
-            f'version = 2\n[{PLUGIN}.btrfs"]\nroot_path = "{self.disks}/btrfs/root"\n'
-            f'[{PLUGIN}.blockfile"]\nscratch_file = "{self.disks}/scratch"\n'
-        )
-        return [*super().command(), "--config", str(path)]
-
-
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty file system, and a directory on btrfs."""
@@ -50,10 +36,13 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, disks: Path) -> Iterator[Host]:
+def host(tmp_path_factory: pytest.TempPathFactory, disks: Path) -> Iterator[Daemon]:
     directory = tmp_path_factory.mktemp("s")
-    daemon = Host(directory)
-    daemon.disks = disks
+    settings = (
+        f'[{PLUGIN}.btrfs"]\nroot_path = "{disks}/btrfs/root"\n'
+        f'[{PLUGIN}.blockfile"]\nscratch_file = "{disks}/scratch"\n'
+    )
+    daemon = Daemon(directory, settings=settings)
     daemon.start()
     try:
         yield daemon
@@ -63,7 +52,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, disks: Path) -> Iterator[Host
 
 
 @pytest.mark.parametrize("name", ["native", "btrfs", "blockfile"])
-def test_life_on_it(host: Host, image_tar: Path, name: str) -> None:
+def test_life_on_it(host: Daemon, image_tar: Path, name: str) -> None:
     host.ctr("images", "import", "--snapshotter", name, str(image_tar))
     run = ("run", "--snapshotter", name)
     script = "cat /etc/motd; test ! -e /bin/unlzma && echo x > /new"

@@ -48,25 +48,12 @@ env = ["MINE=yes"]
 """
 
 
-class ConfiguredDaemon(Daemon):
-    def command(self) -> list[str]:
-        program = self.directory / "decrypt.py"
-        program.write_text(PROGRAM)
-        text = CONFIG.replace("PATH", str(program))
-        command = super().command()
-        if self.kind == "containerd":
-            with open(self.directory / "config.toml", "a") as file:
-                file.write(text)
-            return command
-        config = self.directory / "cradled.toml"
-        config.write_text(f"version = 2\n{text}")
-        return [*command, "--config", str(config)]
-
-
 @pytest.fixture(scope="module")
 def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory = tmp_path_factory.mktemp("d")
-    daemon = ConfiguredDaemon(directory)
+    program = directory / "decrypt.py"
+    program.write_text(PROGRAM)
+    daemon = Daemon(directory, settings=CONFIG.replace("PATH", str(program)))
     daemon.start()
     yield daemon
     daemon.destroy()
