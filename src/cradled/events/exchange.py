@@ -79,7 +79,7 @@ class Exchange:
         self._born, self._started = time.time_ns(), time.monotonic()
         self._late = [] if journal is None else _since(journal, journal.handed)
         self._delivery: asyncio.Handle | None = None
-        self._has_parted = False
+        self._parting: Parting | None = None
         self._growth: asyncio.Future[None] | None = None
 
     def publish(self, envelopes: Sequence[Envelope], /) -> None:
@@ -120,14 +120,31 @@ class Exchange:
 
     async def part(self, seconds: float) -> Parting:
         """Wait, so long at the most, until subscribers were given all that was published; what is
-        published from then on they get from the next daemon."""
+        published from then on they get from the next daemon. Once: the first time says it all."""
+        if self._parting is not None:
+            return self._parting
         for group in self._groups.values():
             group.hand_out()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while any(self.waiting()):  # noqa: ASYNC110 - hardly ever waited for
                     await asyncio.sleep(_SPACING)
-        self._has_parted = True
+        self._parting = self._cut_off()
+        return self._parting
+
+    def waiting(self) -> list[int]:
+        """The bytes that wait for each subscriber."""
+        return [one.size for group in self._groups.values() for one in group.members]
+
+    async def grown(self, number: int) -> None:
+        """Wait until the journal has events behind this number."""
+        assert self._journal is not None
+        while self._journal.last <= number:
+            if self._growth is None:
+                self._growth = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._growth)
+
+    def _cut_off(self) -> Parting:
         if self._delivery is not None:
             self._delivery.cancel()
         groups, self._groups = self._groups, {}
@@ -142,18 +159,6 @@ class Exchange:
         if not any(one.size for group in groups.values() for one in group.members):
             self._journal.hand(self._journal.last)
         return Parting(self._journal.last, told)
-
-    def waiting(self) -> list[int]:
-        """The bytes that wait for each subscriber."""
-        return [one.size for group in self._groups.values() for one in group.members]
-
-    async def grown(self, number: int) -> None:
-        """Wait until the journal has events behind this number."""
-        assert self._journal is not None
-        while self._journal.last <= number:
-            if self._growth is None:
-                self._growth = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._growth)
 
     def _missed(self, watcher: int, key: tuple[str, ...]) -> list[_Record]:
         """What a subscriber was not told that it would be, had there been one daemon all along."""
@@ -189,7 +194,7 @@ class Exchange:
 
     def _expect_delivery(self) -> None:
         """See to it that the journal knows in a while how far all have been told."""
-        if self._journal is not None and self._delivery is None and not self._has_parted:
+        if self._journal is not None and self._delivery is None and self._parting is None:
             loop = asyncio.get_running_loop()
             self._delivery = loop.call_later(_DELIVERY, self._delivered, self._journal.last)
 

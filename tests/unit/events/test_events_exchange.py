@@ -403,3 +403,15 @@ async def test_what_was_told_is_not_told_again(journal: Journal) -> None:
     await before.part(0)
     assert journal.handed == 1
     assert waiting(Exchange(journal).subscribe()) == []
+
+
+async def test_parting_again_takes_back_nothing(journal: Journal) -> None:
+    exchange = Exchange(journal)
+    slow = exchange.subscribe()
+    exchange.publish([envelope(1)])
+    parted = await exchange.part(0)
+    exchange.publish([envelope(2)])
+    assert await exchange.part(0) == parted  # as a daemon does that ends after it has made way
+    assert journal.handed == 0
+    assert waiting(Exchange(journal).subscribe()) == [envelope(1), envelope(2)]
+    assert waiting(slow) == [envelope(1)]
